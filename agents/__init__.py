@@ -1,0 +1,1 @@
+"""Agents that use a Workspace. They come with a later version; the place is kept."""

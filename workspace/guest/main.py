@@ -1,0 +1,188 @@
+"""Start of the guest: read the configuration, raise the walls, serve hosts until there is no reason to live.
+
+Descriptors are given as arguments: a listening socket that hosts connect to, a life line (end of file on it means
+that the owner is gone, and with it the sandbox), and a pipe with the configuration as JSON.
+"""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import os
+import sys
+import time
+
+from . import codec, sealing, wire
+from .channel import Channel
+from .commands import Commands
+from .faults import Fault
+from .files import Files
+from .herd import Herd
+from .loop import READ, Loop
+from .metrics import Metrics
+from .paths import Paths
+from .transfer import Transfer
+from .trees import Trees
+from .watch import Watches
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Callable
+
+    from .channel import Stream
+    from .loop import Timer
+
+MAX_LINKS = 64
+
+
+class Guest:
+    """Everything that a sandbox serves, and the reasons to end."""
+
+    def __init__(self, config: dict[str, Any], walls: dict[str, Any]) -> None:
+        self.loop = Loop()
+        self._config = config
+        self._walls = walls
+        self._channels: set[Channel] = set()
+        self._expiry: Timer | None = None
+        self._ttl = config.get("ttl_s")
+        self._last_use = time.monotonic()
+        paths = Paths(config["home"], config.get("mapped", {}))
+        self._paths = paths
+        identities = {name: tuple(value) if value else None for name, value in config["users"].items()}
+        self.herd = Herd(self.loop, config.get("limits", {}), identities)
+        self._parts: dict[str, Any] = {
+            "command": Commands(self.loop, self.herd, paths, config),
+            "file": Files(paths),
+            "tree": Trees(paths),
+            "transfer": Transfer(paths),
+            "watch": Watches(self.loop, paths),
+            "metrics": Metrics(paths),
+            "guest": self,
+        }
+
+    def serve(self, stream: Stream, request: dict[str, Any]) -> Any:
+        """Answers one request: `method` is `part.verb`, the rest are its parameters."""
+        self._last_use = time.monotonic()
+        part, _, verb = str(request.get("method")).partition(".")
+        handler: Callable[..., Any] | None = None
+        if part in self._parts and verb and not verb.startswith("_"):
+            handler = getattr(type(self._parts[part]), verb, None)
+        if not callable(handler) or (part, verb) in _NOT_METHODS:
+            raise Fault("ENOSYS", "this guest has no method %r" % request.get("method"))
+        return handler(self._parts[part], stream, request)
+
+    def grep(self, stream: Stream, request: dict[str, Any]) -> Any:
+        from . import grep, worker
+
+        root = self._paths.real(request["path"])
+        grep.compile_pattern(request)
+        return worker.run(self.loop, self.herd, stream, request.get("user", "user"), lambda write: grep.search(root, request, write))
+
+    def expire(self, stream: Stream, request: dict[str, Any]) -> dict[str, Any]:
+        """Sets how long the sandbox lives after its last use (None: for ever)."""
+        self._ttl = request["ttl_s"]
+        self._schedule_expiry()
+        return {}
+
+    def stop(self, stream: Stream, request: dict[str, Any]) -> dict[str, Any]:
+        """Ends the sandbox; the reply leaves before it does."""
+        self.loop.after(0, lambda: self._end("closed", "the workspace was closed"))
+        return {}
+
+    def use(self, stream: Stream, request: dict[str, Any]) -> dict[str, Any]:
+        return {"idle_s": time.monotonic() - self._last_use, "ttl_s": self._ttl, "links": len(self._channels)}
+
+    def hello(self) -> bytes:
+        return codec.encode(
+            {
+                "version": wire.VERSION,
+                "window": wire.WINDOW,
+                "python": "%d.%d.%d" % sys.version_info[:3],
+                "home": self._config["home"],
+                "shell": "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh",
+                "walls": self._walls,
+            }
+        )
+
+    def run(self, listener: int, lifeline: int) -> None:
+        """Serves until the life line ends, the time is over or a host says so; then nothing is left running."""
+        server = _socket.socket(fileno=listener)
+        server.setblocking(False)
+        self.loop.watch(listener, READ, lambda events: self._accept(server))
+        self.loop.watch(lifeline, READ, lambda events: self._end("owner_gone", "the owner of the sandbox ended"))
+        self._heed_children()
+        self._schedule_expiry()
+        self.herd.prepare(self._config.get("user", "user"))
+        self.loop.run()
+        self.herd.kill_all()
+
+    def _accept(self, server: _socket.socket) -> None:
+        try:
+            fd, _ = server._accept()
+        except OSError:
+            return
+        if len(self._channels) >= MAX_LINKS:
+            os.close(fd)
+            return
+        os.set_blocking(fd, False)
+        channel = Channel(self.loop, fd, self.serve, self._channels.discard)
+        self._channels.add(channel)
+        channel.send(wire.HELLO, 0, self.hello())
+
+    def _heed_children(self) -> None:
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        os.set_blocking(writer, False)
+        _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        _signal.signal(_signal.SIGCHLD, lambda number, frame: None)
+
+        def reap(events: int) -> None:
+            os.read(reader, 4096)
+            self.herd.reap()
+
+        self.loop.watch(reader, READ, reap)
+
+    def _schedule_expiry(self) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
+        if self._ttl is None:
+            return
+        left = self._last_use + self._ttl - time.monotonic()
+        if left <= 0:
+            self._end("expired", "the workspace was not used for %g seconds" % self._ttl)
+        else:
+            self._expiry = self.loop.after(left, self._schedule_expiry)
+
+    def _end(self, reason: str, message: str) -> None:
+        for channel in list(self._channels):
+            channel.goodbye(reason, message)
+        self.loop.stop()
+
+
+_NOT_METHODS = {("guest", "run"), ("guest", "serve"), ("guest", "hello"), ("command", "remember"), ("command", "forget")}
+
+
+def _read_config(fd: int) -> dict[str, Any]:
+    parts = []
+    while True:
+        part = os.read(fd, 65536)
+        if not part:
+            break
+        parts.append(part)
+    os.close(fd)
+    return codec.decode(b"".join(parts))
+
+
+def main(listener: int, lifeline: int, config_fd: int) -> None:
+    for fd in (listener, lifeline, config_fd):
+        os.set_inheritable(fd, False)
+    config = _read_config(config_fd)
+    os.umask(0o022)
+    sealing.make_undumpable()
+    if os.getpid() != 1:
+        sealing.become_subreaper()
+    sealing.limit(config.get("guest_limits", {}))
+    landlock = sealing.landlock(config["writable"]) if config.get("writable") else 0
+    walls = dict(sealing.observed(), landlock=landlock)
+    Guest(config, walls).run(listener, lifeline)

@@ -1,0 +1,121 @@
+"""The walls that the guest raises around itself before it serves the first request.
+
+What the launcher has done already (namespaces, capabilities, seccomp) is only observed here, for `info()`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PR_SET_DUMPABLE, PR_GET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 3, 36, 38
+LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+# Access rights of linux/landlock.h.
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
+_WRITES = 0x1FF0  # remove_dir … make_sym
+_REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+_SCOPE_ABSTRACT_UNIX, _SCOPE_SIGNAL = 1, 2
+
+
+def prctl(option: int, value: int) -> int:
+    result: int = _libc.prctl(option, value, 0, 0, 0)
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "prctl(%d, %d)" % (option, value))
+    return result
+
+
+def make_undumpable() -> None:
+    """No ptrace, no /proc/PID/{mem,fd,environ} for processes of the same user (prctl(2), PR_SET_DUMPABLE)."""
+    prctl(PR_SET_DUMPABLE, 0)
+
+
+def become_subreaper() -> None:
+    """Orphans below this process become its children, not process 1's."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def limit(limits: dict[str, int]) -> None:
+    """Sets hard rlimits by name (`NOFILE`, `FSIZE`, …); a limit lower already in force stays."""
+    for name, value in limits.items():
+        number = getattr(resource, "RLIMIT_" + name)
+        hard = resource.getrlimit(number)[1]
+        if hard != resource.RLIM_INFINITY:
+            value = min(value, hard)
+        resource.setrlimit(number, (value, value))
+
+
+def landlock_abi() -> int:
+    abi: int = _libc.syscall(LANDLOCK_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint(1))
+    return max(abi, 0)
+
+
+def _landlock_allow(ruleset: int, path: str, access: int) -> None:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        rule = struct.pack("=Qi", access, fd)
+        if _libc.syscall(LANDLOCK_ADD, ruleset, 1, rule, 0):
+            raise OSError(ctypes.get_errno(), "landlock_add_rule", path)
+    finally:
+        os.close(fd)
+
+
+def landlock(writable: list[str]) -> int:
+    """A second wall around the file system: everything may be read and run, only `writable` may be changed.
+
+    Returns the ABI in force, 0 where the kernel has no Landlock. Abstract unix sockets and signals stay inside
+    from ABI 6 on (landlock(7)).
+    """
+    abi = landlock_abi()
+    if not abi:
+        return 0
+    reads = _EXECUTE | _READ_FILE | _READ_DIR
+    handled = reads | _WRITE_FILE | _WRITES
+    handled |= (_REFER if abi >= 2 else 0) | (_TRUNCATE if abi >= 3 else 0) | (_IOCTL_DEV if abi >= 5 else 0)
+    scoped = _SCOPE_ABSTRACT_UNIX | _SCOPE_SIGNAL if abi >= 6 else 0
+    attributes = struct.pack("=QQQ", handled, 0, scoped)[: 24 if abi >= 6 else 16 if abi >= 4 else 8]
+    ruleset = _libc.syscall(LANDLOCK_CREATE, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint(0))
+    if ruleset < 0:
+        raise OSError(ctypes.get_errno(), "landlock_create_ruleset")
+    try:
+        _landlock_allow(ruleset, "/", reads)
+        for path in writable:
+            _landlock_allow(ruleset, path, handled)
+        if _libc.syscall(LANDLOCK_RESTRICT, ruleset, 0):
+            raise OSError(ctypes.get_errno(), "landlock_restrict_self")
+    finally:
+        os.close(ruleset)
+    return abi
+
+
+def observed() -> dict[str, Any]:
+    """What the kernel says of this process: capabilities, seccomp, no_new_privs, uid map."""
+    fields = {}
+    with open("/proc/self/status") as status:
+        for line in status:
+            name, _, value = line.partition(":")
+            fields[name] = value.strip()
+    with open("/proc/self/uid_map") as uid_map:
+        uids = [[int(word) for word in line.split()] for line in uid_map]
+    return {
+        "capabilities": int(fields.get("CapEff", "0"), 16),
+        "bounding": int(fields.get("CapBnd", "0"), 16),
+        "no_new_privs": fields.get("NoNewPrivs") == "1",
+        "seccomp": fields.get("Seccomp") == "2",
+        "uid_map": uids[:16],
+        "dumpable": bool(prctl(PR_GET_DUMPABLE, 0)),
+        "pid": os.getpid(),
+        "uid": os.getuid(),
+    }

@@ -1,0 +1,229 @@
+"""Whole directories: list, walk, glob, copy, remove, and their transfer as one stream.
+
+Links are reported, never followed. Every request is a task that gives way after each bounded step.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+
+from . import codec
+from .faults import Fault
+from .files import READ_CHUNK, open_regular, row, write_all
+from .loop import Pause
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, AsyncIterator, Iterator
+
+    from .channel import Stream
+    from .paths import Paths
+
+BATCH = 128
+MAX_DEPTH = 512
+
+
+def scan(path: str) -> Iterator[tuple[str, str, os.stat_result]]:
+    """The entries of one directory: name, path, lstat. What vanishes meanwhile is left out."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            try:
+                yield entry.name, entry.path, entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+
+
+async def walk(root: str, depth: int | None, hidden: bool = True) -> AsyncIterator[tuple[str, str, os.stat_result]]:
+    """Everything below `root`, parents first, as (path relative to root, path, lstat)."""
+    waiting = [("", root, 0)]
+    seen = 0
+    while waiting:
+        prefix, folder, level = waiting.pop()
+        try:
+            entries = sorted(scan(folder))
+        except (PermissionError, FileNotFoundError, NotADirectoryError):
+            if not level:
+                raise
+            continue
+        below = []
+        for name, path, info in entries:
+            if not hidden and name.startswith("."):
+                continue
+            yield prefix + name, path, info
+            seen += 1
+            if not seen % BATCH:
+                await Pause()
+            if stat.S_ISDIR(info.st_mode) and level < MAX_DEPTH and (depth is None or level + 1 < depth):
+                below.append((prefix + name + "/", path, level + 1))
+        waiting.extend(reversed(below))
+
+
+def remove_tree(path: str) -> None:
+    """Removes without following links; directories that are not writable are made so first."""
+
+    def retry(function: Any, failed: str, _: Any) -> None:
+        os.chmod(os.path.dirname(failed), 0o700)
+        function(failed)
+
+    shutil.rmtree(path, onerror=retry)
+
+
+def move_across(source: str, target: str) -> dict[str, Any]:
+    """A move between file systems: copied beside the target, put in place, then the source removed."""
+    parked = target + ".ws-moving"
+    if os.path.isdir(source) and not os.path.islink(source):
+        shutil.copytree(source, parked, symlinks=True)
+    else:
+        shutil.copy2(source, parked, follow_symlinks=False)
+    os.rename(parked, target)
+    _remove(source, True)
+    return {"row": row(os.path.basename(target), target, os.lstat(target))}
+
+
+def _remove(path: str, recursive: bool) -> None:
+    info = os.lstat(path)
+    if not stat.S_ISDIR(info.st_mode):
+        os.unlink(path)
+    elif recursive:
+        remove_tree(path)
+    else:
+        os.rmdir(path)
+
+
+class Rows:
+    """Collects rows and sends them as lines of JSON, a batch a line."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._rows: list[list[Any]] = []
+
+    async def add(self, name: str, path: str, info: os.stat_result) -> None:
+        self._rows.append(row(name, path, info))
+        if len(self._rows) >= BATCH:
+            await self.flush()
+
+    async def flush(self) -> None:
+        if self._rows:
+            rows, self._rows = self._rows, []
+            await self._stream.write(codec.encode(rows) + b"\n")
+
+
+class Trees:
+    """The requests `tree.*`."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._paths = paths
+
+    async def list(self, stream: Stream, request: dict[str, Any]) -> None:
+        """Rows of a directory down to `depth` levels (None: all)."""
+        root = self._paths.real(request["path"])
+        rows = Rows(stream)
+        if request.get("depth") == 1:
+            for index, (name, path, info) in enumerate(scan(root)):
+                await rows.add(name, path, info)
+                if not index % BATCH:
+                    await Pause()
+        else:
+            async for name, path, info in walk(root, request.get("depth")):
+                await rows.add(name, path, info)
+        await rows.flush()
+
+    async def glob(self, stream: Stream, request: dict[str, Any]) -> None:
+        """Rows whose path below `path` matches `pattern`; names that start with a dot only if the pattern has one."""
+        from . import patterns
+
+        root = self._paths.real(request["path"])
+        pattern = request["pattern"]
+        matches = patterns.compile_glob(pattern).match
+        hidden = pattern.startswith(".") or "/." in pattern
+        depth = None if "**" in pattern else pattern.count("/") + 1
+        rows = Rows(stream)
+        async for name, path, info in walk(root, depth, hidden):
+            if matches(name):
+                await rows.add(name, path, info)
+        await rows.flush()
+
+    async def remove(self, stream: Stream, request: dict[str, Any]) -> None:
+        path = self._paths.real(request["path"])
+        if (path.rstrip("/") or "/") in self._paths.roots:
+            raise Fault("EBUSY", "the root of a workspace cannot be removed", path=request["path"])
+        try:
+            info = os.lstat(path)
+        except FileNotFoundError:
+            if request.get("missing_ok"):
+                return
+            raise
+        if stat.S_ISDIR(info.st_mode) and request.get("recursive"):
+            await self._empty(path)
+        _remove(path, request.get("recursive", False))
+
+    async def _empty(self, path: str) -> None:
+        """Removes files step by step, so that a large tree delays nobody; what is left goes in one call."""
+        count = 0
+        async for _, entry, info in walk(path, None):
+            if not stat.S_ISDIR(info.st_mode):
+                try:
+                    os.unlink(entry)
+                except OSError:
+                    continue  # remove_tree makes the directory writable, or reports it
+                count += 1
+                if not count % BATCH:
+                    await Pause()
+
+    async def copy(self, stream: Stream, request: dict[str, Any]) -> None:
+        """Copies a file or a directory with modes, times and links; an existing target file is replaced."""
+        source, target = self._paths.real(request["path"]), self._paths.real(request["target"])
+        info = os.stat(source) if request.get("follow", True) else os.lstat(source)
+        if not request.get("overwrite", True) and os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+        os.makedirs(os.path.dirname(target.rstrip("/")), exist_ok=True)
+        if not stat.S_ISDIR(info.st_mode):
+            await self._copy_one(source, target, info)
+            return
+        if (os.path.realpath(target) + "/").startswith(os.path.realpath(source) + "/"):
+            raise Fault("EINVAL", "a directory cannot be copied into itself", path=request["target"])
+        os.makedirs(target, exist_ok=True)
+        directories = [(target, info)]
+        async for name, path, entry in walk(source, None):
+            if stat.S_ISDIR(entry.st_mode):
+                os.makedirs(target + "/" + name, exist_ok=True)
+                directories.append((target + "/" + name, entry))
+            else:
+                await self._copy_one(path, target + "/" + name, entry)
+        for path, entry in reversed(directories):
+            os.chmod(path, stat.S_IMODE(entry.st_mode))
+            os.utime(path, ns=(entry.st_mtime_ns, entry.st_mtime_ns))
+
+    async def _copy_one(self, source: str, target: str, info: os.stat_result) -> None:
+        if stat.S_ISLNK(info.st_mode):
+            if os.path.lexists(target):
+                os.unlink(target)
+            os.symlink(os.readlink(source), target)
+        elif stat.S_ISREG(info.st_mode):
+            await self._copy_content(source, target, info)
+        else:
+            raise Fault("not_regular", "FIFOs, sockets and devices are not copied", path=source)
+
+    async def _copy_content(self, source: str, target: str, info: os.stat_result) -> None:
+        from .files import Replacement
+
+        reader = open_regular(source, os.O_RDONLY)
+        try:
+            new = Replacement(target, stat.S_IMODE(info.st_mode))
+            try:
+                while True:
+                    data = os.read(reader, READ_CHUNK * 8)
+                    if not data:
+                        break
+                    write_all(new.fd, data)
+                    await Pause()
+                os.utime(new.fd, ns=(info.st_mtime_ns, info.st_mtime_ns))
+            except BaseException:
+                new.abandon()
+                raise
+            new.commit()
+        finally:
+            os.close(reader)

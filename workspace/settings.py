@@ -1,0 +1,123 @@
+"""Settings: `workspace.toml`, `[tool.workspace]` in pyproject.toml, environment variables. The only reader of these.
+
+The nearest `workspace.toml` (or pyproject.toml with a `[tool.workspace]` table) at or above the working directory is
+read. Top-level keys are common to all profiles, `[profiles.NAME]` adds to them::
+
+    backend = "local"
+    [profiles.prod]
+    backend = "docker"
+    image = "python:3.12-slim"
+    resources = { memory_bytes = 2147483648 }
+
+Later wins: common keys, the profile, environment variables, arguments in code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workspace.errors import SettingsError
+from workspace.spec import WorkspaceSpec
+
+SPEC_KEYS = frozenset(WorkspaceSpec.model_fields) - {"options"}
+COMMON_KEYS = SPEC_KEYS | {"backend", "options", "profile", "profiles"}
+OPTION_KEYS = frozenset({"image", "toolchains", "runtime", "user", "read_only_root", "template", "domain", "api_url", "sandbox_url", "docker_host"})
+"""Options of single backends that may stand at the top of a profile; each backend checks its own."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a profile comes to: a backend's name and fields for `WorkspaceSpec`."""
+
+    backend: str = "local"
+    fields: dict[str, Any] = field(default_factory=dict)
+    source: str = "defaults"
+
+
+def state_home() -> Path:
+    """Where local state is kept."""
+    if os.environ.get("WORKSPACE_HOME"):
+        return Path(os.environ["WORKSPACE_HOME"]).expanduser().absolute()
+    base = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(base).expanduser().absolute() / "workspace"
+
+
+def uid_range() -> str | None:
+    """`FIRST-LAST`: the host uids that sandboxes may have where we are root."""
+    return os.environ.get("WORKSPACE_UID_RANGE")
+
+
+def find_file(start: Path | None = None) -> tuple[Path, dict[str, Any]] | None:
+    """The settings file that applies at `start` (default: the working directory) and its contents."""
+    folder = (start or Path.cwd()).absolute()
+    for candidate in (folder, *folder.parents):
+        own = candidate / "workspace.toml"
+        if own.is_file():
+            return own, _read(own)
+        project = candidate / "pyproject.toml"
+        if project.is_file():
+            table = _read(project).get("tool", {}).get("workspace")
+            if table is not None:
+                return project, table
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def _check_keys(table: dict[str, Any], where: str) -> None:
+    known = COMMON_KEYS | OPTION_KEYS
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+            raise SettingsError(f"{where}: unknown key {key!r}{hint}")
+
+
+def _profile(table: dict[str, Any], name: str | None, where: str) -> dict[str, Any]:
+    profiles = table.get("profiles", {})
+    merged = {key: value for key, value in table.items() if key not in ("profiles", "profile")}
+    if name is None:
+        return merged
+    if name not in profiles:
+        near = difflib.get_close_matches(name, profiles, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(profiles)) or 'none'}"
+        raise SettingsError(f"{where}: no profile {name!r}; {hint}")
+    _check_keys(profiles[name], f"{where}, profile {name!r}")
+    return {**merged, **profiles[name]}
+
+
+def load(profile: str | None = None, start: Path | None = None) -> Settings:
+    """The settings in force for `profile` (default: `WORKSPACE_PROFILE`, else the file's `profile` key, else none)."""
+    found = find_file(start)
+    path, table = found if found else (None, {})
+    where = str(path) if path else "no settings file"
+    _check_keys(table, where)
+    name = profile or os.environ.get("WORKSPACE_PROFILE") or table.get("profile")
+    if name is not None and path is None:
+        raise SettingsError(f"profile {name!r}: there is no workspace.toml and no [tool.workspace] here or above {Path.cwd()}")
+    merged = _profile(table, name, where)
+    backend = os.environ.get("WORKSPACE_BACKEND") or merged.pop("backend", "local")
+    merged.pop("backend", None)
+    return Settings(backend, split_options(merged), where)
+
+
+def split_options(fields: dict[str, Any]) -> dict[str, Any]:
+    """Moves keys that only one backend understands into `options`."""
+    spec = {key: value for key, value in fields.items() if key in SPEC_KEYS}
+    options = {key: value for key, value in fields.items() if key not in SPEC_KEYS and key != "options"}
+    return {**spec, "options": {**fields.get("options", {}), **options}}
+
+
+def check_argument_keys(fields: dict[str, Any]) -> None:
+    """Raises `SettingsError` for a keyword that neither the spec nor any backend knows."""
+    _check_keys(fields, "create()")

@@ -1,0 +1,325 @@
+"""Whole trees between this machine and a workspace. The workspace's side is untrusted: names are checked, links never followed."""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import json
+import os
+import posixpath
+import secrets
+import stat
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from workspace.errors import FileMissing, InvalidArgument, ProtocolError
+from workspace.link import Progress, Stream, parse
+
+LENGTH = struct.Struct("!I")
+MAX_HEADER = 64 * 1024
+CHUNK = 256 * 1024
+BATCH = 512 * 1024
+
+
+def _record(header: dict[str, Any]) -> bytes:
+    body = json.dumps(header, separators=(",", ":")).encode("ascii")
+    return LENGTH.pack(len(body)) + body
+
+
+async def send_files(stream: Stream, files: Mapping[str, str | bytes]) -> None:
+    """Sends many small files as records, many to a frame."""
+    batch = bytearray()
+    for path, content in files.items():
+        data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+        batch += _record({"p": path, "t": "file", "s": len(data)})
+        batch += data
+        if len(batch) >= BATCH:
+            await stream.send(bytes(batch))
+            batch.clear()
+    await stream.send(bytes(batch), end=True)
+
+
+class HostTree:
+    """A file or a directory of this machine that is sent."""
+
+    def __init__(self, host_path: str | PathLike[str], exclude: tuple[str, ...]) -> None:
+        self.root = Path(host_path)
+        self._exclude = exclude
+        if not self.root.exists():
+            raise FileMissing(2, "there is nothing to upload", str(self.root))
+        self.is_directory = self.root.is_dir()
+
+    def entries(self) -> Iterator[tuple[str, Path, os.stat_result]]:
+        """(relative path, path, lstat), parents first."""
+        if not self.is_directory:
+            yield "", self.root, self.root.stat()
+            return
+        waiting = [("", self.root)]
+        while waiting:
+            prefix, folder = waiting.pop()
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                relative = prefix + entry.name
+                if self._left_out(entry.name, relative):
+                    continue
+                info = entry.stat(follow_symlinks=False)
+                yield relative, Path(entry.path), info
+                if stat.S_ISDIR(info.st_mode):
+                    waiting.append((relative + "/", Path(entry.path)))
+
+    def _left_out(self, name: str, relative: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(relative, pattern) for pattern in self._exclude)
+
+    def size(self) -> int:
+        """Bytes of all regular files."""
+        return sum(info.st_size for _, _, info in self.entries() if stat.S_ISREG(info.st_mode))
+
+
+async def send_tree(stream: Stream, source: HostTree, progress: Progress | None) -> None:
+    """Sends `source` as records; FIFOs, sockets and devices are left out."""
+    total = await asyncio.to_thread(source.size) if progress is not None else None
+    done = 0
+    batch = bytearray()
+    for relative, path, info in source.entries():
+        header = {"p": relative, "m": stat.S_IMODE(info.st_mode), "n": info.st_mtime_ns}
+        if stat.S_ISDIR(info.st_mode):
+            batch += _record({**header, "t": "directory", "m": header["m"] | 0o700})
+        elif stat.S_ISLNK(info.st_mode):
+            batch += _record({**header, "t": "symlink", "l": os.readlink(path)})
+        elif stat.S_ISREG(info.st_mode):
+            done += await _send_file(stream, header, path, batch)
+            if progress is not None:
+                progress(done, total)
+        if len(batch) >= BATCH:
+            await stream.send(bytes(batch))
+            batch.clear()
+    await stream.send(bytes(batch), end=True)
+
+
+async def _send_file(stream: Stream, header: dict[str, Any], path: Path, batch: bytearray) -> int:
+    with open(path, "rb", buffering=0) as file:
+        size = left = os.fstat(file.fileno()).st_size
+        batch += _record({**header, "t": "file", "s": size})
+        while left:
+            data = file.read(min(left, CHUNK))
+            if not data:
+                raise InvalidArgument(f"{str(path)!r} became shorter while it was uploaded")
+            left -= len(data)
+            batch += data
+            if len(batch) >= BATCH:
+                await stream.send(bytes(batch))
+                batch.clear()
+    return size
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """What came of a download."""
+
+    files: int
+    bytes: int
+    skipped: tuple[str, ...] = ()
+    """Entries that were left out: links that lead out of the tree, FIFOs, sockets, devices, unreadable files."""
+    changed: tuple[str, ...] = ()
+    """Files that became shorter while they were read; filled up with zeros."""
+
+    def told(self, reply: dict[str, Any]) -> Downloaded:
+        """With what the guest adds."""
+        skipped = [str(name) for name in reply.get("skipped", ())]
+        return replace(self, skipped=(*self.skipped, *skipped), changed=tuple(str(name) for name in reply.get("changed", ())))
+
+
+class _Records:
+    """Takes records out of a stream of DATA."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._data = b""
+
+    async def take(self, size: int) -> bytes:
+        while len(self._data) < size:
+            try:
+                self._data += (await self._stream.__anext__())[1]
+            except StopAsyncIteration:
+                break
+        taken, self._data = self._data[:size], self._data[size:]
+        return taken
+
+    async def header(self) -> dict[str, Any] | None:
+        raw = await self.take(LENGTH.size)
+        if not raw:
+            return None
+        length = LENGTH.unpack(raw)[0] if len(raw) == LENGTH.size else MAX_HEADER + 1
+        if length > MAX_HEADER:
+            raise ProtocolError("the guest sent a malformed record")
+        return parse(await self.take(length))
+
+    async def some(self, size: int) -> bytes:
+        if not self._data:
+            try:
+                self._data = (await self._stream.__anext__())[1]
+            except StopAsyncIteration:
+                await self._stream.result()
+                raise ProtocolError("the guest ended a transfer inside a file") from None
+        taken, self._data = self._data[:size], self._data[size:]
+        return taken
+
+
+def _parts(path: object) -> list[str]:
+    """The parts of a relative path from the guest; refuses what could lead elsewhere."""
+    if not isinstance(path, str) or "\0" in path:
+        raise ProtocolError(f"the guest sent {path!r:.80} as a path")
+    parts = path.split("/") if path else []
+    if any(part in ("", ".", "..") for part in parts):
+        raise ProtocolError(f"the guest sent the path {path!r:.80}, which leaves the tree")
+    return parts
+
+
+def _stays_inside(parts: list[str], target: str) -> bool:
+    """Whether a link at `parts` with this target points into the tree, by its text alone."""
+    if target.startswith("/") or not target:
+        return False
+    where = posixpath.normpath(posixpath.join(*parts[:-1], target)) if len(parts) > 1 else posixpath.normpath(target)
+    return where != ".." and not where.startswith("../")
+
+
+class _Destination:
+    """A directory of this machine; every step below it is taken by descriptor, without following links."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+
+    def folder(self, parts: list[str]) -> int:
+        """A descriptor of the directory, which is made where it is missing. The caller closes it."""
+        current = os.dup(self._root)
+        try:
+            for part in parts:
+                try:
+                    os.mkdir(part, 0o755, dir_fd=current)
+                except FileExistsError:
+                    pass
+                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
+                os.close(current)
+                current = below
+        except BaseException:
+            os.close(current)
+            raise
+        return current
+
+    def link(self, parts: list[str], target: str) -> None:
+        folder = self.folder(parts[:-1])
+        temporary = _temporary()
+        try:
+            os.symlink(target, temporary, dir_fd=folder)
+            os.rename(temporary, parts[-1], src_dir_fd=folder, dst_dir_fd=folder)
+        finally:
+            os.close(folder)
+
+    def dress(self, parts: list[str], mode: int, mtime_ns: int) -> None:
+        folder = self.folder(parts)
+        try:
+            os.fchmod(folder, mode & 0o777)
+            os.utime(folder, ns=(mtime_ns, mtime_ns))
+        finally:
+            os.close(folder)
+
+    async def file(self, parts: list[str], header: dict[str, Any], records: _Records) -> int:
+        folder = self.folder(parts[:-1])
+        temporary = _temporary()
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+            try:
+                size = await self._fill(fd, header, records)
+                os.rename(temporary, parts[-1], src_dir_fd=folder, dst_dir_fd=folder)
+            except BaseException:
+                os.unlink(temporary, dir_fd=folder)
+                raise
+            finally:
+                os.close(fd)
+        finally:
+            os.close(folder)
+        return size
+
+    async def _fill(self, fd: int, header: dict[str, Any], records: _Records) -> int:
+        size = left = _whole(header.get("s"))
+        while left:
+            data = await records.some(left)
+            left -= len(data)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+        os.fchmod(fd, _whole(header.get("m")) & 0o777)
+        mtime = _whole(header.get("n"))
+        os.utime(fd, ns=(mtime, mtime))
+        return size
+
+
+def _temporary() -> str:
+    return f".ws-{secrets.token_hex(8)}"
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise ProtocolError(f"the guest sent {value!r:.40} where a size or time belongs")
+    return value
+
+
+async def receive_tree(stream: Stream, host_path: str | PathLike[str], name: str, progress: Progress | None) -> Downloaded:
+    """Unpacks the records that come on `stream`: a directory into `host_path`, a file to or into it."""
+    records = _Records(stream)
+    target = Path(host_path)
+    header = await records.header()
+    if header is None:
+        await stream.result()
+        target.mkdir(parents=True, exist_ok=True)
+        return Downloaded(0, 0)
+    if header.get("p") == "" and header.get("t") == "file":
+        return await _receive_file(records, header, target, name)
+    target.mkdir(parents=True, exist_ok=True)
+    root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return await _receive_all(records, header, _Destination(root), progress)
+    finally:
+        os.close(root)
+
+
+async def _receive_file(records: _Records, header: dict[str, Any], target: Path, name: str) -> Downloaded:
+    if target.is_dir():
+        target = target / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    root = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        size = await _Destination(root).file([target.name], header, records)
+    finally:
+        os.close(root)
+    return Downloaded(1, size)
+
+
+async def _receive_all(records: _Records, first: dict[str, Any], destination: _Destination, progress: Progress | None) -> Downloaded:
+    header: dict[str, Any] | None = first
+    files = size = 0
+    skipped: list[str] = []
+    directories: list[tuple[list[str], int, int]] = []
+    while header is not None:
+        parts, kind = _parts(header.get("p")), header.get("t")
+        if kind == "directory":
+            os.close(destination.folder(parts))
+            directories.append((parts, _whole(header.get("m")), _whole(header.get("n"))))
+        elif kind == "symlink" and parts and _stays_inside(parts, str(header.get("l"))):
+            destination.link(parts, str(header.get("l")))
+        elif kind == "symlink":
+            skipped.append("/".join(parts))
+        elif kind == "file" and parts:
+            size += await destination.file(parts, header, records)
+            files += 1
+            if progress is not None:
+                progress(size, None)
+        else:
+            raise ProtocolError(f"the guest sent a record of type {kind!r:.40}")
+        header = await records.header()
+    for parts, mode, mtime in reversed(directories):
+        destination.dress(parts, mode | 0o700, mtime)
+    return Downloaded(files, size, tuple(skipped))

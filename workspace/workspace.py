@@ -1,0 +1,378 @@
+"""AsyncWorkspace: what a user holds, and its life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import warnings
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+from workspace import registry, settings
+from workspace.backend import Pausing, Sandbox, SandboxInfo, SandboxRecord
+from workspace.commands import DEFAULT, AsyncCommands, OnText, Stdin, Timeout
+from workspace.errors import InvalidArgument, NotSupported, SettingsError, WorkspaceClosed, WorkspaceGone
+from workspace.files import AsyncFiles
+from workspace.link import Link
+from workspace.output import MAX_OUTPUT_BYTES, CommandResult
+from workspace.session import Session
+from workspace.spec import NetworkPolicy, Resources, WorkspaceSpec, make_spec
+
+T = TypeVar("T")
+
+
+class IsolationWarning(UserWarning):
+    """Code runs without any isolation, as was asked for."""
+
+
+@dataclass(frozen=True)
+class WorkspaceInfo:
+    """What is known about a workspace."""
+
+    id: str
+    name: str | None
+    backend: str
+    spec: WorkspaceSpec
+    sandbox: SandboxInfo
+    """Where it runs, its walls and limits in force."""
+    guest_python: str
+    owned: bool
+    """Whether this process keeps the sandbox alive."""
+
+    @property
+    def walls(self) -> Mapping[str, str]:
+        """Walls in force; each is proved by a test."""
+        return self.sandbox.walls
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """Limits in force and how each is enforced."""
+        return self.sandbox.limits
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a workspace uses now, as seen from inside."""
+
+    at: float
+    processes: int
+    cpu_s: float
+    memory_bytes: int
+    disk_total_bytes: int
+    disk_free_bytes: int
+    inodes_total: int
+    inodes_free: int
+
+
+class Opening:
+    """A workspace on its way: `await` it, or use it with `async with`."""
+
+    def __init__(self, open_it: Callable[[], Coroutine[Any, Any, AsyncWorkspace]]) -> None:
+        self._open = open_it
+        self._workspace: AsyncWorkspace | None = None
+
+    def __await__(self) -> Generator[Any, None, AsyncWorkspace]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> AsyncWorkspace:
+        self._workspace = await self._open()
+        return self._workspace
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._workspace is not None:
+            await self._workspace.leave()
+
+
+def resolve(backend: str | None, profile: str | None, spec: WorkspaceSpec | None, fields: dict[str, Any]) -> tuple[str, WorkspaceSpec]:
+    """The backend's name and the spec that arguments, profile, environment and defaults come to."""
+    if spec is not None:
+        if fields:
+            raise InvalidArgument(f"give either spec= or single fields, not both: {', '.join(sorted(fields))}")
+        return backend or settings.load(profile).backend, spec
+    settings.check_argument_keys(fields)
+    found = settings.load(profile)
+    given = settings.split_options(fields)
+    merged = {**found.fields, **given}
+    if "options" in given:
+        merged["options"] = {**found.fields.get("options", {}), **given["options"]}
+    try:
+        return backend or found.backend, make_spec(**merged)
+    except InvalidArgument as error:
+        if fields or found.source == "no settings file":
+            raise
+        raise SettingsError(f"{found.source}: {error}") from None
+
+
+class AsyncWorkspace:
+    """A place to run code that nobody has reviewed. Make one with `create`, take one up with `connect`.
+
+    Bound to the event loop it was opened in. Leaving `async with` removes an unnamed workspace and closes a kept one.
+    """
+
+    def __init__(self, sandbox: Sandbox, session: Session) -> None:
+        self.commands = AsyncCommands(session)
+        self.files = AsyncFiles(session)
+        self._sandbox = sandbox
+        self._session = session
+        self._ended = False
+        self._watch = asyncio.ensure_future(self._clean_up_after_end())
+
+    # Opening
+
+    @classmethod
+    def create(
+        cls,
+        backend: str | None = None,
+        *,
+        profile: str | None = None,
+        spec: WorkspaceSpec | None = None,
+        name: str | None = None,
+        keep: bool | None = None,
+        detached: bool | None = None,
+        isolation: str | None = None,
+        env: Mapping[str, str] | None = None,
+        network: str | NetworkPolicy | None = None,
+        resources: Resources | None = None,
+        ttl_s: float | None | Any = DEFAULT,
+        timeout_s: float | None | Any = DEFAULT,
+        metadata: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Opening:
+        """Starts a new workspace: `await AsyncWorkspace.create()` or `async with AsyncWorkspace.create() as ws`.
+
+        `backend` (default: the profile's, `WORKSPACE_BACKEND`, else local). The fields are those of `WorkspaceSpec`;
+        what is not given comes from the profile. `options` are the backend's own (`image=…`). Raises
+        `InvalidArgument`, `BackendNotFound`, `IsolationUnavailable`, `NotSupported`, `StartFailed`; then nothing is left.
+        """
+        given: dict[str, Any] = {
+            "name": name,
+            "keep": keep,
+            "detached": detached,
+            "isolation": isolation,
+            "env": dict(env) if env is not None else None,
+            "network": network,
+            "resources": resources,
+            "metadata": dict(metadata) if metadata is not None else None,
+            **options,
+        }
+        fields = {key: value for key, value in given.items() if value is not None}
+        for key, value in (("ttl_s", ttl_s), ("timeout_s", timeout_s)):
+            if value is not DEFAULT:
+                fields[key] = value
+
+        async def open_it() -> AsyncWorkspace:
+            chosen, request = await asyncio.to_thread(resolve, backend, profile, spec, fields)
+            return await cls._create(chosen, request)
+
+        return Opening(open_it)
+
+    @classmethod
+    async def _create(cls, backend: str, spec: WorkspaceSpec) -> AsyncWorkspace:
+        chosen = await asyncio.to_thread(registry.load, backend)
+        if spec.isolation == "none":
+            warnings.warn(f"this workspace has NO ISOLATION: its code runs as {backend} processes with your rights", IsolationWarning, stacklevel=2)
+        if spec.detached:
+            from workspace import supervisor
+
+            sandbox = await supervisor.create(chosen, spec)
+        else:
+            sandbox = await chosen.create(spec)
+        return await cls._dial(sandbox, new=True)
+
+    @classmethod
+    def connect(cls, key: str, *, backend: str | None = None, profile: str | None = None) -> Opening:
+        """Takes up a workspace by id or name: joins its sandbox where one runs, else starts one on its files.
+
+        Without `backend` every installed one is asked. Raises `WorkspaceNotFound`.
+        """
+
+        async def open_it() -> AsyncWorkspace:
+            from workspace import directory
+
+            chosen = await directory.find(key, backend, profile)
+            return await cls._dial(await chosen.attach(key), new=False)
+
+        return Opening(open_it)
+
+    @classmethod
+    async def list(cls, *, backend: str | None = None) -> Sequence[SandboxRecord]:
+        """Every workspace of the installed backends (or of one), running or not."""
+        from workspace import directory
+
+        return await directory.records(backend)
+
+    @classmethod
+    async def _dial(cls, sandbox: Sandbox, new: bool) -> AsyncWorkspace:
+        try:
+            link = await Link.open(await sandbox.dial())
+        except BaseException as error:
+            reason = await sandbox.why_gone() if isinstance(error, WorkspaceGone) else None
+            await _give_up(sandbox, new)
+            if reason is not None:
+                raise WorkspaceGone(reason[1], reason[0]) from error
+            raise
+        return cls(sandbox, Session(sandbox, link))
+
+    # Using
+
+    @property
+    def id(self) -> str:
+        return self._sandbox.id
+
+    @property
+    def name(self) -> str | None:
+        return self._sandbox.spec.name
+
+    @property
+    def backend(self) -> str:
+        return self._sandbox.backend
+
+    @property
+    def alive(self) -> bool:
+        """Whether the sandbox can be used through this handle."""
+        return not self._session.closed and not self._session.lost.done()
+
+    async def run(
+        self,
+        command: str | Sequence[str],
+        *,
+        timeout_s: Timeout = DEFAULT,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        stdin: Stdin = None,
+        on_stdout: OnText = None,
+        on_stderr: OnText = None,
+        check: bool = False,
+        merge: bool = False,
+        user: str | None = None,
+        max_output_bytes: int = MAX_OUTPUT_BYTES,
+    ) -> CommandResult:
+        """`commands.run`."""
+        return await self.commands.run(
+            command,
+            timeout_s=timeout_s,
+            env=env,
+            cwd=cwd,
+            stdin=stdin,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+            check=check,
+            merge=merge,
+            user=user,
+            max_output_bytes=max_output_bytes,
+        )
+
+    async def info(self) -> WorkspaceInfo:
+        """Where it runs, which walls stand, which limits are in force."""
+        hello = self._session.hello
+        walls = hello.get("walls")
+        described = self._sandbox.describe(walls if isinstance(walls, dict) else {})
+        return WorkspaceInfo(
+            self.id, self.name, self.backend, self._sandbox.spec, described, str(hello.get("python"))[:40], self._sandbox.owned
+        )
+
+    async def metrics(self) -> Metrics:
+        """What it uses now."""
+        reply = await self._session.call("metrics.read")
+        names = ("at", "processes", "cpu_s", "memory_bytes", "disk_total_bytes", "disk_free_bytes", "inodes_total", "inodes_free")
+        return Metrics(*(reply.get(name, 0) for name in names))
+
+    async def ping(self) -> float:
+        """Seconds that one round trip to the guest takes."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        await self._session.call("guest.use")
+        return loop.time() - begun
+
+    async def set_timeout(self, ttl_s: float | None) -> None:
+        """The sandbox ends `ttl_s` seconds after its last use (this call is one); None: never."""
+        if ttl_s is not None and not 0 < ttl_s <= 366 * 86400:
+            raise InvalidArgument(f"ttl_s={ttl_s!r} is not between 0 and {366 * 86400} seconds; None means never")
+        await self._session.call("guest.expire", ttl_s=ttl_s)
+        await self._sandbox.touch(self._sandbox.spec.model_copy(update={"ttl_s": ttl_s}))
+
+    async def pause(self) -> None:
+        """Freezes every process; `resume` lets them go on. Raises `NotSupported` where the backend cannot."""
+        await self._pausing().pause()
+
+    async def resume(self) -> None:
+        await self._pausing().resume()
+
+    def _pausing(self) -> Pausing:
+        if not isinstance(self._sandbox, Pausing):
+            raise NotSupported(f"the backend {self.backend!r} cannot pause")
+        return self._sandbox
+
+    # Ending
+
+    async def close(self) -> None:
+        """Ends the processes (where this process owns the sandbox) and keeps the files. Idempotent."""
+        if self._session.closed:
+            return
+        self._ended = True
+        await self._sandbox.touch()
+        if self._sandbox.owned:
+            await self._ask_to_stop()
+        await self._session.close()
+        if self._sandbox.owned:
+            await self._sandbox.stop()
+        await self._stop_watching()
+
+    async def kill(self) -> None:
+        """Ends all processes and removes everything, whoever owns the sandbox. Idempotent."""
+        if self._session.closed and self._ended:
+            with contextlib.suppress(LookupError):
+                await self._sandbox.destroy()
+            return
+        self._ended = True
+        await self._ask_to_stop()
+        await self._session.close()
+        await self._sandbox.destroy()
+        await self._stop_watching()
+
+    async def leave(self) -> None:
+        """What leaving the `with` block does: `close()` for a workspace that is kept, `kill()` for a temporary one."""
+        if self._sandbox.spec.persistent or not self._sandbox.owned:
+            await self.close()
+        else:
+            await self.kill()
+
+    async def _ask_to_stop(self) -> None:
+        """In order first: the guest kills what runs and exits; what does not obey is killed from outside."""
+        if self._session.lost.done():
+            return
+        with contextlib.suppress(WorkspaceGone, WorkspaceClosed, TimeoutError):
+            await asyncio.wait_for(self._session.call("guest.stop"), 5)
+
+    async def _stop_watching(self) -> None:
+        self._watch.cancel()
+        await asyncio.gather(self._watch, return_exceptions=True)
+
+    async def _clean_up_after_end(self) -> None:
+        """An owned sandbox that ends by itself (expired, killed) is taken down; a temporary one with its files."""
+        await asyncio.shield(self._session.lost)
+        if self._ended or not self._sandbox.owned:
+            return
+        if self._session.lost.result().reason == "expired" and not self._sandbox.spec.persistent:
+            await self._sandbox.destroy()
+        elif not await self._sandbox.alive():
+            await self._sandbox.stop()
+
+    async def __aenter__(self) -> AsyncWorkspace:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.leave()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id} on {self.backend}{'' if self.alive else ', ended'}>"
+
+
+async def _give_up(sandbox: Sandbox, new: bool) -> None:
+    """After a failed start: nothing of a new sandbox stays, the files of an old one do."""
+    if new:
+        await asyncio.shield(sandbox.destroy())
+    elif sandbox.owned:
+        await asyncio.shield(sandbox.stop())
