@@ -7,4 +7,5 @@ from workspace.errors import *  # noqa: F403
 from workspace.fileinfo import FileEvent, FileInfo, Match
 from workspace.output import CommandResult, OutputChunk
 from workspace.spec import NetworkPolicy, Resources, WorkspaceSpec
+from workspace.sync import Workspace
 from workspace.workspace import AsyncWorkspace, IsolationWarning, Metrics, WorkspaceInfo

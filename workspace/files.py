@@ -296,15 +296,20 @@ class AsyncFiles:
         except (FileMissing, PathNotDirectory):
             return False
 
-    async def download(self, path: str, host_path: str | PathLike[str], *, progress: Progress | None = None) -> transfer.Downloaded:
+    async def download(
+        self, path: str, host_path: str | PathLike[str], *, max_bytes: int | None = None, progress: Progress | None = None
+    ) -> transfer.Downloaded:
         """Copies a file or a directory out, in flat memory. Existing files are replaced, others stay.
 
         Nothing is written outside `host_path`, whatever the workspace holds: links that lead out of the tree are
-        left out and named in the answer's `skipped`, together with FIFOs, sockets and devices.
+        left out and named in the answer's `skipped`, together with FIFOs, sockets and devices. More than
+        `max_bytes` (default: the workspace's disk limit; sparse files count in full) is refused with `NoSpace`.
         """
         where = self._where(path)
         async with self._session.stream("transfer.read", where) as stream:
-            received = await transfer.receive_tree(stream, host_path, posixpath.basename(self._base(where)), progress)
+            limit = max_bytes if max_bytes is not None else self._session.sandbox.spec.resources.disk_bytes
+            target = transfer.Target(host_path, posixpath.basename(self._base(where)), limit, progress)
+            received = await transfer.receive_tree(stream, target)
             return received.told(await stream.result())
 
     def watch(self, path: str = ".", *, recursive: bool = True) -> AsyncWatch:

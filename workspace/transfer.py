@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fnmatch
 import json
 import os
@@ -16,13 +17,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from workspace.errors import FileMissing, InvalidArgument, ProtocolError
+from workspace.errors import FileMissing, InvalidArgument, NoSpace, ProtocolError
 from workspace.link import Progress, Stream, parse
 
 LENGTH = struct.Struct("!I")
 MAX_HEADER = 64 * 1024
 CHUNK = 256 * 1024
 BATCH = 512 * 1024
+MAX_FILES = 5_000_000
 
 
 def _record(header: dict[str, Any]) -> bytes:
@@ -189,7 +191,8 @@ def _stays_inside(parts: list[str], target: str) -> bool:
 class _Destination:
     """A directory of this machine; every step below it is taken by descriptor, without following links."""
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, target: Target) -> None:
+        self.target = target
         self._root = root
 
     def folder(self, parts: list[str]) -> int:
@@ -226,13 +229,14 @@ class _Destination:
         finally:
             os.close(folder)
 
-    async def file(self, parts: list[str], header: dict[str, Any], records: _Records) -> int:
+    async def file(self, parts: list[str], header: dict[str, Any], records: _Records) -> None:
+        self.target.expect(_whole(header.get("s")))
         folder = self.folder(parts[:-1])
         temporary = _temporary()
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
             try:
-                size = await self._fill(fd, header, records)
+                await self._fill(fd, header, records)
                 os.rename(temporary, parts[-1], src_dir_fd=folder, dst_dir_fd=folder)
             except BaseException:
                 os.unlink(temporary, dir_fd=folder)
@@ -241,10 +245,10 @@ class _Destination:
                 os.close(fd)
         finally:
             os.close(folder)
-        return size
+        self.target.tell()
 
-    async def _fill(self, fd: int, header: dict[str, Any], records: _Records) -> int:
-        size = left = _whole(header.get("s"))
+    async def _fill(self, fd: int, header: dict[str, Any], records: _Records) -> None:
+        left = _whole(header.get("s"))
         while left:
             data = await records.some(left)
             left -= len(data)
@@ -254,7 +258,6 @@ class _Destination:
         os.fchmod(fd, _whole(header.get("m")) & 0o777)
         mtime = _whole(header.get("n"))
         os.utime(fd, ns=(mtime, mtime))
-        return size
 
 
 def _temporary() -> str:
@@ -267,40 +270,65 @@ def _whole(value: object) -> int:
     return value
 
 
-async def receive_tree(stream: Stream, host_path: str | PathLike[str], name: str, progress: Progress | None) -> Downloaded:
-    """Unpacks the records that come on `stream`: a directory into `host_path`, a file to or into it."""
+@dataclass
+class Target:
+    """Where a download goes and how much it may bring."""
+
+    host_path: str | PathLike[str]
+    name: str
+    """The file's name, where `host_path` is a directory."""
+    limit: int
+    progress: Progress | None = None
+    files: int = 0
+    bytes: int = 0
+
+    def expect(self, size: int) -> None:
+        """Counts a file; raises `NoSpace` where it is too much."""
+        self.bytes += size
+        self.files += 1
+        if self.bytes > self.limit or self.files > MAX_FILES:
+            raise NoSpace(
+                errno.EFBIG,
+                f"the download is larger than {self.limit} bytes or {MAX_FILES} files; give a larger max_bytes if that is meant",
+                str(self.host_path),
+            )
+
+    def tell(self) -> None:
+        if self.progress is not None:
+            self.progress(self.bytes, None)
+
+
+async def receive_tree(stream: Stream, target: Target) -> Downloaded:
+    """Unpacks the records that come on `stream`: a directory into the target, a file to or into it."""
     records = _Records(stream)
-    target = Path(host_path)
+    path = Path(target.host_path)
     header = await records.header()
     if header is None:
         await stream.result()
-        target.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         return Downloaded(0, 0)
     if header.get("p") == "" and header.get("t") == "file":
-        return await _receive_file(records, header, target, name)
-    target.mkdir(parents=True, exist_ok=True)
-    root = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return await _receive_file(records, header, path / target.name if path.is_dir() else path, target)
+    path.mkdir(parents=True, exist_ok=True)
+    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return await _receive_all(records, header, _Destination(root), progress)
+        return await _receive_all(records, header, _Destination(root, target))
     finally:
         os.close(root)
 
 
-async def _receive_file(records: _Records, header: dict[str, Any], target: Path, name: str) -> Downloaded:
-    if target.is_dir():
-        target = target / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    root = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+async def _receive_file(records: _Records, header: dict[str, Any], path: Path, target: Target) -> Downloaded:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    root = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        size = await _Destination(root).file([target.name], header, records)
+        await _Destination(root, target).file([path.name], header, records)
     finally:
         os.close(root)
-    return Downloaded(1, size)
+    return Downloaded(1, target.bytes)
 
 
-async def _receive_all(records: _Records, first: dict[str, Any], destination: _Destination, progress: Progress | None) -> Downloaded:
+async def _receive_all(records: _Records, first: dict[str, Any], destination: _Destination) -> Downloaded:
     header: dict[str, Any] | None = first
-    files = size = 0
     skipped: list[str] = []
     directories: list[tuple[list[str], int, int]] = []
     while header is not None:
@@ -313,13 +341,10 @@ async def _receive_all(records: _Records, first: dict[str, Any], destination: _D
         elif kind == "symlink":
             skipped.append("/".join(parts))
         elif kind == "file" and parts:
-            size += await destination.file(parts, header, records)
-            files += 1
-            if progress is not None:
-                progress(size, None)
+            await destination.file(parts, header, records)
         else:
             raise ProtocolError(f"the guest sent a record of type {kind!r:.40}")
         header = await records.header()
     for parts, mode, mtime in reversed(directories):
         destination.dress(parts, mode | 0o700, mtime)
-    return Downloaded(files, size, tuple(skipped))
+    return Downloaded(destination.target.files, destination.target.bytes, tuple(skipped))
