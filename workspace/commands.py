@@ -18,6 +18,7 @@ from workspace.spec import check_env
 
 Stdin = str | bytes | Iterable[bytes] | AsyncIterable[bytes] | None
 OnText = Callable[[str], Awaitable[None] | None] | None
+OnOutput = Callable[[OutputChunk], Awaitable[None] | None] | None
 
 
 class _Default:
@@ -98,11 +99,12 @@ async def feed(stream: Stream, stdin: Stdin) -> None:
 
 
 class _Listener:
-    """Passes output on to `on_stdout` and `on_stderr`."""
+    """Passes output on to `on_output`, `on_stdout` and `on_stderr`."""
 
-    def __init__(self, on_stdout: OnText, on_stderr: OnText) -> None:
+    def __init__(self, on_output: OnOutput, on_stdout: OnText, on_stderr: OnText) -> None:
+        self._on_output = on_output
         self._callbacks = {"stdout": on_stdout, "stderr": on_stderr}
-        self._splitter = TextSplitter() if on_stdout or on_stderr else None
+        self._splitter = TextSplitter() if on_output or on_stdout or on_stderr else None
 
     async def feed(self, flags: int, data: bytes) -> None:
         if self._splitter is not None:
@@ -115,9 +117,14 @@ class _Listener:
     async def _tell(self, chunk: OutputChunk) -> None:
         callback = self._callbacks[chunk.stream]
         if callback is not None and chunk.text:
-            outcome = callback(chunk.text)
-            if inspect.isawaitable(outcome):
-                await outcome
+            await _settle(callback(chunk.text))
+        if self._on_output is not None:
+            await _settle(self._on_output(chunk))
+
+
+async def _settle(outcome: object) -> None:
+    if inspect.isawaitable(outcome):
+        await outcome
 
 
 class AsyncCommandHandle:
@@ -267,6 +274,7 @@ class AsyncCommands:
         stdin: Stdin = None,
         on_stdout: OnText = None,
         on_stderr: OnText = None,
+        on_output: OnOutput = None,
         check: bool = False,
         merge: bool = False,
         user: str | None = None,
@@ -276,13 +284,14 @@ class AsyncCommands:
 
         A string is run by bash (sh where there is none), a list is executed directly. Without `stdin` it reads end
         of file at once. `cwd` is a path in the workspace (default /workspace). `merge` puts stderr into stdout.
+        `on_stdout` and `on_stderr` get text as it comes, `on_output` every `OutputChunk` with its exact bytes.
         A command that leaves processes behind does not hold the call up; they live on until the workspace closes.
 
         Raises `CommandTimeout` after `timeout_s` (default: the spec's; None: no limit), when all that it started has
         been killed; `OutOfMemory`; with `check`, `CommandFailed` for a non-zero exit. Cancelling kills it.
         """
         request = self._request(command, timeout_s, env, cwd=cwd, user=user, stdin=stdin is not None, merge=merge)
-        capture, listener = Capture(max_output_bytes), _Listener(on_stdout, on_stderr)
+        capture, listener = Capture(max_output_bytes), _Listener(on_output, on_stdout, on_stderr)
         async with self._session.stream("command.run", **request) as stream:
             feeding = asyncio.ensure_future(feed(stream, stdin)) if stdin is not None else None
             try:

@@ -93,13 +93,13 @@ def portal() -> Portal:
         return _portal
 
 
-def off_loop(callback: Callable[[str], Any] | None) -> Callable[[str], Coroutine[Any, Any, None]] | None:
+def off_loop(callback: Callable[[T], Any] | None) -> Callable[[T], Coroutine[Any, Any, None]] | None:
     """A callback that runs in a worker thread, so that it may block and may use the workspace."""
     if callback is None:
         return None
 
-    async def call(text: str) -> None:
-        await asyncio.to_thread(callback, text)
+    async def call(value: T) -> None:
+        await asyncio.to_thread(callback, value)
 
     return call
 

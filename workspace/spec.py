@@ -95,9 +95,14 @@ class WorkspaceSpec(_Frozen):
         return {"mode": value} if isinstance(value, str) else value
 
     @property
+    def kept(self) -> bool:
+        """Whether the files stay until somebody removes them; those of others go when their time is over."""
+        return self.keep or self.name is not None
+
+    @property
     def persistent(self) -> bool:
         """Whether the files stay after `with` or `close()`."""
-        return self.keep or self.name is not None or self.detached
+        return self.kept or self.detached
 
 
 def check_env(env: dict[str, str]) -> dict[str, str]:

@@ -27,6 +27,7 @@ from workspace.workspace import AsyncWorkspace, Metrics, WorkspaceInfo
 Stdin = str | bytes | Iterable[bytes] | None
 Content = str | bytes | bytearray | memoryview | Iterable[bytes] | IO[bytes]
 OnText = Callable[[str], object] | None
+OnOutput = Callable[[OutputChunk], object] | None
 
 
 class CommandHandle:
@@ -81,6 +82,7 @@ class Commands:
         stdin: Stdin = None,
         on_stdout: OnText = None,
         on_stderr: OnText = None,
+        on_output: OnOutput = None,
         check: bool = False,
         merge: bool = False,
         user: str | None = None,
@@ -88,7 +90,8 @@ class Commands:
     ) -> CommandResult:
         options: dict[str, Any] = {"env": env, "cwd": cwd, "check": check, "merge": merge, "user": user}
         options |= {"timeout_s": timeout_s, "stdin": pieces(stdin), "max_output_bytes": max_output_bytes}
-        return portal().call(self._async.run(command, on_stdout=off_loop(on_stdout), on_stderr=off_loop(on_stderr), **options))
+        options |= {"on_stdout": off_loop(on_stdout), "on_stderr": off_loop(on_stderr), "on_output": off_loop(on_output)}
+        return portal().call(self._async.run(command, **options))
 
     def start(
         self,
@@ -322,13 +325,15 @@ class Workspace:
         stdin: Stdin = None,
         on_stdout: OnText = None,
         on_stderr: OnText = None,
+        on_output: OnOutput = None,
         check: bool = False,
         merge: bool = False,
         user: str | None = None,
         max_output_bytes: int = MAX_OUTPUT_BYTES,
     ) -> CommandResult:
         options: dict[str, Any] = {"env": env, "cwd": cwd, "stdin": stdin, "check": check, "merge": merge, "user": user}
-        options |= {"timeout_s": timeout_s, "on_stdout": on_stdout, "on_stderr": on_stderr, "max_output_bytes": max_output_bytes}
+        options |= {"timeout_s": timeout_s, "on_stdout": on_stdout, "on_stderr": on_stderr, "on_output": on_output}
+        options["max_output_bytes"] = max_output_bytes
         return self.commands.run(command, **options)
 
     def info(self) -> WorkspaceInfo:

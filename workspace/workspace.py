@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from workspace import registry, settings
 from workspace.backend import Pausing, Sandbox, SandboxInfo, SandboxRecord
-from workspace.commands import DEFAULT, AsyncCommands, OnText, Stdin, Timeout
+from workspace.commands import DEFAULT, AsyncCommands, OnOutput, OnText, Stdin, Timeout
 from workspace.errors import InvalidArgument, NotSupported, SettingsError, WorkspaceClosed, WorkspaceGone
 from workspace.files import AsyncFiles
 from workspace.link import Link
@@ -244,6 +244,7 @@ class AsyncWorkspace:
         stdin: Stdin = None,
         on_stdout: OnText = None,
         on_stderr: OnText = None,
+        on_output: OnOutput = None,
         check: bool = False,
         merge: bool = False,
         user: str | None = None,
@@ -258,6 +259,7 @@ class AsyncWorkspace:
             stdin=stdin,
             on_stdout=on_stdout,
             on_stderr=on_stderr,
+            on_output=on_output,
             check=check,
             merge=merge,
             user=user,
@@ -355,10 +357,7 @@ class AsyncWorkspace:
         await asyncio.shield(self._session.lost)
         if self._ended or not self._sandbox.owned:
             return
-        if self._session.lost.result().reason == "expired" and not self._sandbox.spec.persistent:
-            await self._sandbox.destroy()
-        elif not await self._sandbox.alive():
-            await self._sandbox.stop()
+        await end_of_life(self._sandbox, self._session.lost.result())
 
     async def __aenter__(self) -> AsyncWorkspace:
         return self
@@ -368,6 +367,14 @@ class AsyncWorkspace:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id} on {self.backend}{'' if self.alive else ', ended'}>"
+
+
+async def end_of_life(sandbox: Sandbox, why: WorkspaceGone) -> None:
+    """For the owner of a sandbox that ended by itself: what is over is removed, what is kept is only taken down."""
+    if why.reason == "expired" and not sandbox.spec.kept:
+        await sandbox.destroy()
+    else:
+        await sandbox.stop()
 
 
 async def _give_up(sandbox: Sandbox, new: bool) -> None:

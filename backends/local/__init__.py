@@ -148,7 +148,8 @@ def _is_over(record: SandboxRecord, kept: bool) -> bool:
     """An orphan of a process that ended without closing, or past its time; named ones stay unless `kept`."""
     if not record.spec.persistent:
         return True
-    return kept and record.expires_at is not None and record.expires_at < time.time()
+    expired = record.expires_at is not None and record.expires_at < time.time()
+    return expired and (kept or not record.spec.kept)
 
 
 def _mtime(path: Path) -> float:

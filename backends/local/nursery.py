@@ -39,7 +39,10 @@ class Nursery:
     def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         code = f"import os;os.dup2({theirs.fileno()},3);exec(compile(open({str(_SCRIPT)!r}).read(),'launcher','exec'))"
         command = [sys.executable, "-I", "-S", "-c", code]
-        return subprocess.Popen(command, env={}, cwd="/", stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True)
+        null = subprocess.DEVNULL
+        return subprocess.Popen(
+            command, env={}, cwd="/", stdin=null, stdout=null, stderr=null, pass_fds=[theirs.fileno()], start_new_session=True
+        )
 
     @property
     def usable(self) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workspace.backend import Sandbox, SandboxInfo
-from workspace.errors import StartFailed, WorkspaceGone
+from workspace.errors import BackendUnavailable, StartFailed, WorkspaceGone
 from workspace.spec import WorkspaceSpec
 
 from . import bundle, cgroups, disk, interpreter, jail, seccomp, uids
@@ -283,7 +283,7 @@ class LocalSandbox(Sandbox):
             self._errors = None
         with contextlib.suppress(OSError):
             os.unlink(self._entry.path / "sock")
-        if remove and self._lock is not None:
+        if remove:
             self._remove_files()
         if self._lock is not None:
             os.close(self._lock)
@@ -292,10 +292,23 @@ class LocalSandbox(Sandbox):
 
     def _remove_files(self) -> None:
         with contextlib.suppress(LookupError):
+            if self._lock is None:
+                self._lock = self._wait_for_lock()
             uid = self._entry.read().get("uid")
             self._store.remove(self._entry)
             if uid is not None:
                 uids.release(uid)
+
+    def _wait_for_lock(self) -> int:
+        """The owner, in another process, lets go when it sees that the sandbox has ended."""
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while True:
+            lock = self._entry.lock()
+            if lock is not None:
+                return lock
+            if time.monotonic() > deadline:
+                raise BackendUnavailable(f"workspace {self.id} has ended, but the process that owns it does not let go of its files")
+            time.sleep(0.005)
 
     async def touch(self, spec: WorkspaceSpec | None = None) -> None:
         with contextlib.suppress(OSError, LookupError):
