@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -118,7 +119,7 @@ class Backend(ABC):
         """What it can do here."""
 
     @abstractmethod
-    async def probe(self) -> list[Finding]:
+    async def probe(self) -> builtins.list[Finding]:
         """What works here and, for each no, why and what to do."""
 
     @abstractmethod
@@ -130,7 +131,7 @@ class Backend(ABC):
         """Takes up a workspace by id or name: joins a running sandbox, else starts one on its files."""
 
     @abstractmethod
-    async def list(self) -> list[SandboxRecord]:
+    async def list(self) -> builtins.list[SandboxRecord]:
         """All workspaces of this backend that this user may see."""
 
     @abstractmethod
@@ -138,7 +139,7 @@ class Backend(ABC):
         """Ends and removes a workspace without attaching to it."""
 
     @abstractmethod
-    async def prune(self, kept: bool = False) -> list[str]:
+    async def prune(self, kept: bool = False) -> builtins.list[str]:
         """Reclaims what nobody holds: orphans and expired ones. `kept` takes expired named ones too. Returns their ids."""
 
 

@@ -367,4 +367,3 @@ def _info(entry: dict[str, Any]) -> CommandInfo:
         ended=bool(entry["ended"]),
         pids=tuple(int(pid) for pid in entry["pids"]),
     )
-

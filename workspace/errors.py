@@ -42,7 +42,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workspace.commands import CommandResult
+    from workspace.output import CommandResult
 
 
 class WorkspaceError(Exception):

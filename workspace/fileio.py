@@ -134,20 +134,20 @@ class _TextWriter(io.TextIOWrapper):
         super().__exit__(kind, error, trace)
 
 
-def open_file(files: Files, path: str, mode: str, encoding: str | None, errors: str | None, newline: str | None) -> IO[Any]:
+def open_file(files: Files, path: str, mode: str, *, encoding: str | None, errors: str | None, newline: str | None) -> IO[Any]:
     """What `Files.open` returns."""
     kind = mode.replace("b", "").replace("t", "")
     if kind not in MODES or ("b" in mode and ("t" in mode or encoding is not None)):
         raise InvalidArgument(f"mode {mode!r} is not one of r, w, x, a, r+, each with b or as text")
-    binary: Any
+    binary: IO[Any]
     if kind == "r":
         binary = io.BufferedReader(_Reader(files, path), BUFFER)
     elif kind == "r+":
-        binary = io.BufferedRandom(_Updater(files, path), BUFFER)  # type: ignore[arg-type]
+        binary = io.BufferedRandom(_Updater(files, path), BUFFER)
     elif kind == "a":
         binary = io.BufferedWriter(_Appender(files, path), BUFFER)
     else:
         binary = _BufferedWriter(_Writer(files, path, kind == "x"), BUFFER)
     if "b" in mode:
-        return binary  # type: ignore[no-any-return]
+        return binary
     return _TextWriter(binary, encoding or "utf-8", errors, newline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import posixpath
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -184,7 +185,7 @@ class AsyncFiles:
             await stream.send(before + after, end=True)
             return self._info(await stream.result(), where)
 
-    async def list(self, path: str = ".", depth: int | None = 1) -> list[FileInfo]:
+    async def list(self, path: str = ".", depth: int | None = 1) -> builtins.list[FileInfo]:
         """The entries of a directory, sorted by path; `depth` levels down (None: all). Links are not followed."""
         return sorted([entry async for entry in self._tree("tree.list", path, depth=depth)], key=itemgetter(0))
 
@@ -193,7 +194,7 @@ class AsyncFiles:
         async for entry in self._tree("tree.list", path, depth=depth):
             yield entry
 
-    async def glob(self, pattern: str, path: str = ".") -> list[FileInfo]:
+    async def glob(self, pattern: str, path: str = ".") -> builtins.list[FileInfo]:
         """Entries below `path` that match: `*` and `?` within a name, `**` across directories, `[a-z]`, `{a,b}`."""
         if not pattern or pattern.startswith("/"):
             raise InvalidArgument(f"pattern {pattern!r} has to be relative to path")
@@ -219,7 +220,7 @@ class AsyncFiles:
         fixed: bool = False,
         ignore_case: bool = False,
         max_matches: int | None = 1000,
-    ) -> list[Match]:
+    ) -> builtins.list[Match]:
         """Lines that match a regular expression (Python's `re`), or hold a `fixed` text. Binary files are left out."""
         where = self._where(path)
         base = self._base(where)

@@ -47,10 +47,10 @@ class Stream:
         """Whether the reply or an error has come."""
         return self._ended
 
-    async def send(self, data: bytes | memoryview, end: bool = False) -> bool:
+    async def send(self, data: bytes | bytearray | memoryview, end: bool = False) -> bool:
         """Sends DATA of any length as the guest takes it. False when the guest has ended the stream meanwhile."""
         view = memoryview(data)
-        while len(view) and not self._ended:
+        while view and not self._ended:
             if self._credit <= wire.FRAME_COST:
                 await self._wait_for_room()
                 continue
@@ -230,7 +230,9 @@ class Link(asyncio.BufferedProtocol):
     @staticmethod
     def _check_size(body: bytes) -> None:
         if len(body) > wire.MAX_PAYLOAD:
-            raise ResourceExhausted(7, f"a request of {len(body)} bytes is over the limit of {wire.MAX_PAYLOAD}; pass large data by stdin or a file")
+            raise ResourceExhausted(
+                7, f"a request of {len(body)} bytes is over the limit of {wire.MAX_PAYLOAD}; pass large data by stdin or a file"
+            )
 
     def gone(self) -> WorkspaceGone:
         """A fresh copy of why the link is closed."""

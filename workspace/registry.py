@@ -40,7 +40,9 @@ def _load(name: str) -> Backend:
         backend: Backend = points[name].load()()
     except ImportError as error:
         extra = EXTRAS.get(name, name)
-        raise BackendNotFound(f"the backend {name!r} needs a package that is not installed ({error}); pip install 'workspace-runtime[{extra}]'") from error
+        raise BackendNotFound(
+            f"the backend {name!r} needs a package that is not installed ({error}); pip install 'workspace-runtime[{extra}]'"
+        ) from error
     return backend
 
 

@@ -26,7 +26,9 @@ from workspace.spec import WorkspaceSpec
 
 SPEC_KEYS = frozenset(WorkspaceSpec.model_fields) - {"options"}
 COMMON_KEYS = SPEC_KEYS | {"backend", "options", "profile", "profiles"}
-OPTION_KEYS = frozenset({"image", "toolchains", "runtime", "user", "read_only_root", "template", "domain", "api_url", "sandbox_url", "docker_host"})
+OPTION_KEYS = frozenset(
+    {"image", "toolchains", "runtime", "user", "read_only_root", "template", "domain", "api_url", "sandbox_url", "docker_host"}
+)
 """Options of single backends that may stand at the top of a profile; each backend checks its own."""
 
 

@@ -81,7 +81,9 @@ class WorkspaceSpec(_Frozen):
     @classmethod
     def _check_name(cls, value: str | None) -> str | None:
         if value is not None and not NAME.fullmatch(value):
-            raise ValueError(f"{value!r} is not a name: 1 to 63 lower case letters, digits, '.', '_' or '-', starting with a letter or digit")
+            raise ValueError(
+                f"{value!r} is not a name: 1 to 63 lower case letters, digits, '.', '_' or '-', starting with a letter or digit"
+            )
         return value
 
     @field_validator("env")

@@ -62,15 +62,21 @@ async def _supervise(backend: str, spec: WorkspaceSpec) -> None:
     except WorkspaceError as error:
         _say({"error": type(error).__name__, "args": [arg if isinstance(arg, int) else str(arg) for arg in error.args]})
         return
-    stopping = asyncio.get_running_loop().create_future()
+    stopping: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, lambda: stopping.done() or stopping.set_result(None))
+        asyncio.get_running_loop().add_signal_handler(number, _set_once, stopping)
     _say({"id": sandbox.id})
     _detach()
-    await asyncio.wait([stopping, link.closed], return_when=asyncio.FIRST_COMPLETED)
+    waiting: list[asyncio.Future[Any]] = [stopping, link.closed]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if not link.closed.done():
         link.abort(WorkspaceGone("the supervisor was told to stop", "closed"))
     await end_of_life(sandbox, link.closed.result())
+
+
+def _set_once(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _say(answer: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ A test holds the signatures of the two faces equal.
 
 from __future__ import annotations
 
-
+import builtins
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
@@ -14,9 +14,9 @@ from typing import IO, Any
 
 from workspace.backend import SandboxRecord
 from workspace.commands import DEFAULT, AsyncCommandHandle, AsyncCommands, CommandInfo, Timeout
+from workspace.fileinfo import FileEvent, FileInfo, Match
 from workspace.fileio import open_file
 from workspace.files import AsyncFiles, AsyncWatch
-from workspace.fileinfo import FileEvent, FileInfo, Match
 from workspace.link import Progress
 from workspace.output import MAX_OUTPUT_BYTES, CommandResult, OutputChunk
 from workspace.portal import off_loop, pieces, portal
@@ -111,7 +111,7 @@ class Commands:
     def connect(self, pid: int, max_output_bytes: int = MAX_OUTPUT_BYTES) -> CommandHandle:
         return CommandHandle(portal().call(self._async.connect(pid, max_output_bytes)))
 
-    def list(self) -> list[CommandInfo]:
+    def list(self) -> builtins.list[CommandInfo]:
         return portal().call(self._async.list())
 
     def kill(self, pid: int) -> bool:
@@ -172,13 +172,13 @@ class Files:
     ) -> FileInfo:
         return portal().call(self._async.edit(path, old, new, expected_version=expected_version, count=count))
 
-    def list(self, path: str = ".", depth: int | None = 1) -> list[FileInfo]:
+    def list(self, path: str = ".", depth: int | None = 1) -> builtins.list[FileInfo]:
         return portal().call(self._async.list(path, depth))
 
     def walk(self, path: str = ".", depth: int | None = None) -> Iterator[FileInfo]:
         return portal().iterate(self._async.walk(path, depth))
 
-    def glob(self, pattern: str, path: str = ".") -> list[FileInfo]:
+    def glob(self, pattern: str, path: str = ".") -> builtins.list[FileInfo]:
         return portal().call(self._async.glob(pattern, path))
 
     def grep(
@@ -190,7 +190,7 @@ class Files:
         fixed: bool = False,
         ignore_case: bool = False,
         max_matches: int | None = 1000,
-    ) -> list[Match]:
+    ) -> builtins.list[Match]:
         options: dict[str, Any] = {"glob": glob, "fixed": fixed, "ignore_case": ignore_case, "max_matches": max_matches}
         return portal().call(self._async.grep(pattern, path, **options))
 
@@ -238,7 +238,7 @@ class Files:
 
         With `w` and `x` the new content appears in one step when the file is closed without an error.
         """
-        return open_file(self, path, mode, encoding, errors, newline)
+        return open_file(self, path, mode, encoding=encoding, errors=errors, newline=newline)
 
     @contextmanager
     def writer(self, path: str, *, mode: int | None = None) -> Iterator[Callable[[bytes], Any]]:
@@ -274,8 +274,8 @@ class Workspace:
         env: Mapping[str, str] | None = None,
         network: str | NetworkPolicy | None = None,
         resources: Resources | None = None,
-        ttl_s: float | None | Any = DEFAULT,
-        timeout_s: float | None | Any = DEFAULT,
+        ttl_s: float | Any | None = DEFAULT,
+        timeout_s: float | Any | None = DEFAULT,
         metadata: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Workspace:
@@ -371,5 +371,3 @@ class Workspace:
 
     def __repr__(self) -> str:
         return repr(self._async).replace("AsyncWorkspace", "Workspace", 1)
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fnmatch
 import json
@@ -86,7 +87,7 @@ async def send_tree(stream: Stream, source: HostTree, progress: Progress | None)
     done = 0
     batch = bytearray()
     for relative, path, info in source.entries():
-        header = {"p": relative, "m": stat.S_IMODE(info.st_mode), "n": info.st_mtime_ns}
+        header: dict[str, Any] = {"p": relative, "m": stat.S_IMODE(info.st_mode), "n": info.st_mtime_ns}
         if stat.S_ISDIR(info.st_mode):
             batch += _record({**header, "t": "directory", "m": header["m"] | 0o700})
         elif stat.S_ISLNK(info.st_mode):
@@ -200,10 +201,8 @@ class _Destination:
         current = os.dup(self._root)
         try:
             for part in parts:
-                try:
+                with contextlib.suppress(FileExistsError):
                     os.mkdir(part, 0o755, dir_fd=current)
-                except FileExistsError:
-                    pass
                 below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=current)
                 os.close(current)
                 current = below

@@ -135,8 +135,8 @@ class AsyncWorkspace:
         env: Mapping[str, str] | None = None,
         network: str | NetworkPolicy | None = None,
         resources: Resources | None = None,
-        ttl_s: float | None | Any = DEFAULT,
-        timeout_s: float | None | Any = DEFAULT,
+        ttl_s: float | Any | None = DEFAULT,
+        timeout_s: float | Any | None = DEFAULT,
         metadata: Mapping[str, str] | None = None,
         **options: Any,
     ) -> Opening:
@@ -172,7 +172,9 @@ class AsyncWorkspace:
     async def _create(cls, backend: str, spec: WorkspaceSpec) -> AsyncWorkspace:
         chosen = await asyncio.to_thread(registry.load, backend)
         if spec.isolation == "none":
-            warnings.warn(f"this workspace has NO ISOLATION: its code runs as {backend} processes with your rights", IsolationWarning, stacklevel=2)
+            warnings.warn(
+                f"this workspace has NO ISOLATION: its code runs as {backend} processes with your rights", IsolationWarning, stacklevel=2
+            )
         if spec.detached:
             from workspace import supervisor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import os
 import shutil
@@ -35,7 +36,7 @@ class LocalBackend(Backend):
     async def capabilities(self) -> Capabilities:
         return self._host.capabilities(await asyncio.to_thread(probe.can_isolate))
 
-    async def probe(self) -> list[Finding]:
+    async def probe(self) -> builtins.list[Finding]:
         return await asyncio.to_thread(probe.findings, self._store.home, self._host)
 
     async def create(self, spec: WorkspaceSpec) -> LocalSandbox:
@@ -84,10 +85,10 @@ class LocalBackend(Backend):
             sandbox.start(lock)
         return sandbox
 
-    async def list(self) -> list[SandboxRecord]:
+    async def list(self) -> builtins.list[SandboxRecord]:
         return await asyncio.to_thread(self._list)
 
-    def _list(self) -> list[SandboxRecord]:
+    def _list(self) -> builtins.list[SandboxRecord]:
         records = []
         for entry in self._store.all():
             with contextlib.suppress(LookupError, FileNotFoundError):
@@ -107,10 +108,10 @@ class LocalBackend(Backend):
         finally:
             os.close(lock)
 
-    async def prune(self, kept: bool = False) -> list[str]:
+    async def prune(self, kept: bool = False) -> builtins.list[str]:
         return await asyncio.to_thread(self._prune, kept)
 
-    def _prune(self, kept: bool) -> list[str]:
+    def _prune(self, kept: bool) -> builtins.list[str]:
         removed = [entry.id for entry in self._store.all() if self._reclaim(entry, kept)]
         for path in self._store.leftovers():
             shutil.rmtree(path, ignore_errors=True)
@@ -121,7 +122,7 @@ class LocalBackend(Backend):
                     cgroups.Cgroup(self._host.hierarchy, name).remove()
         return removed
 
-    def _is_ours(self, name: str, removed: list[str]) -> bool:
+    def _is_ours(self, name: str, removed: builtins.list[str]) -> bool:
         return name in removed or (self._store.home / "local" / name).exists()
 
     def _reclaim(self, entry: Entry, kept: bool) -> bool:

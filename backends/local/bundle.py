@@ -13,9 +13,14 @@ from pathlib import Path
 import workspace.guest
 from workspace.errors import StartFailed
 
+_PASSWD = """\
+root:x:0:0:root:/:/usr/sbin/nologin
+user:x:1000:1000:user:/home/user:/bin/bash
+nobody:x:65534:65534:nobody:/:/usr/sbin/nologin
+"""
 GUEST_PACKAGE = "workspace_guest"
 ETC = {
-    "passwd": "root:x:0:0:root:/:/usr/sbin/nologin\nuser:x:1000:1000:user:/home/user:/bin/bash\nnobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n",
+    "passwd": _PASSWD,
     "group": "root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost workspace\n::1 localhost\n",
     "hostname": "workspace\n",

@@ -73,7 +73,7 @@ def _find_v2() -> Hierarchy | None:
         if os.access(ancestor, os.W_OK) and os.access(ancestor / "cgroup.procs", os.W_OK) and _can_make(parent):
             enabled = _enable_v2(parent) & {"memory", "pids", "cpu"}
             if enabled:
-                return Hierarchy(2, {name: parent for name in enabled | {"freezer"}})
+                return Hierarchy(2, dict.fromkeys(enabled | {"freezer"}, parent))
     return None
 
 

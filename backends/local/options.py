@@ -82,12 +82,10 @@ class Host:
         """Resource → value and how it is held, for people."""
         words = {"hard": "all processes together", "per_process": "each process", "none": "not enforced"}
         found = {}
-        for name, how in self.enforcement().items():
+        of_each: dict[str, Enforcement] = {"open_files": "per_process", "file_bytes": "per_process"}
+        held = {**self.enforcement(), **of_each, "disk_bytes": "hard" if has_disk else "none"}
+        for name, how in held.items():
             value = getattr(resources, name)
-            if name == "disk_bytes":
-                how = "hard" if has_disk else "none"
-            if name in ("open_files", "file_bytes"):
-                how = "per_process"
             found[name] = f"{value if value is not None else 'unlimited'} ({words[how]})"
         return found
 

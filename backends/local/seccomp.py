@@ -118,7 +118,12 @@ _NR, _ARCH_AT, _ARG = 0, 4, 16
 
 # name: (x86_64, aarch64) of the calls whose arguments are looked at
 _LOOKED_AT = {"clone": (56, 220), "ioctl": (16, 29), "socket": (41, 198), "socketpair": (53, 199), "prlimit64": (302, 261)}
-_TOUCH_BY_PID = {"sched_setaffinity": (203, 122), "sched_setscheduler": (144, 119), "sched_setparam": (142, 118), "sched_setattr": (314, 274)}
+_TOUCH_BY_PID = {
+    "sched_setaffinity": (203, 122),
+    "sched_setscheduler": (144, 119),
+    "sched_setparam": (142, 118),
+    "sched_setattr": (314, 274),
+}
 _TOUCH_BY_SECOND = {"setpriority": (141, 140), "ioprio_set": (251, 30)}
 
 
@@ -159,7 +164,7 @@ class _Program:
 
 def _numbers(table: dict[str, tuple[int | None, int | None]], machine: str) -> list[int]:
     column = 0 if machine == X86_64 else 1
-    return sorted(pair[column] for pair in table.values() if pair[column] is not None)  # type: ignore[type-var]
+    return sorted(number for pair in table.values() if (number := pair[column]) is not None)
 
 
 def _refuse(number: int) -> int:

@@ -205,4 +205,6 @@ class Store:
 
 
 def _home_message(path: Path, error: OSError) -> str:
-    return f"the state directory {str(path)!r} cannot be used: {os_error_text(error)}; set WORKSPACE_HOME to a directory that can be written"
+    return (
+        f"the state directory {str(path)!r} cannot be used: {os_error_text(error)}; set WORKSPACE_HOME to a directory that can be written"
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +41,9 @@ def fetch() -> Path:
         pins = Path(folder, "pins.txt")
         pins.write_text(PINS)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
-        done = subprocess.run([*command, "--require-hashes", "-r", str(pins), "-d", str(cache)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, "--require-hashes", "-r", str(pins), "-d", str(cache)], capture_output=True, text=True, check=False
+        )
     if done.returncode:
         raise BackendUnavailable(
             f"the demo needs the source of {PROJECT}, which is neither in {str(cache)!r} nor can it be fetched by pip. "
@@ -59,7 +62,7 @@ def demo(
     """Run the test suite of a real project (toolz) inside an isolated workspace."""
     wheels = fetch()
     marks = [time.perf_counter()]
-    given = {"image": image} if image else {}
+    given: dict[str, Any] = {"image": image} if image else {}
     with Workspace.create(backend, profile=profile, **given) as ws:
         marks.append(time.perf_counter())
         ws.files.upload(wheels, "wheels")
@@ -69,7 +72,7 @@ def demo(
         result = ws.run(command) if quiet else stream(ws, [command], False)
         marks.append(time.perf_counter())
         info = ws.info()
-    start, transfer, run = (later - sooner for sooner, later in zip(marks, marks[1:], strict=False))
+    start, transfer, run = (later - sooner for sooner, later in itertools.pairwise(marks))
     passed = result.stdout.strip().splitlines()[-1] if result.stdout.strip() else ""
     say(f"\n[bold]{PROJECT}[/bold]: exit code {result.exit_code}" + (f", {passed}" if quiet else ""))
     say(f"ran in   {info.sandbox.environment} (backend {info.backend}, python {info.guest_python})")

@@ -62,7 +62,8 @@ def list_all(backend: options.Backend = None, as_json: options.Json = False) -> 
         print_json([describe(record) for record in records])
         return
     rows = [
-        (record.id, record.spec.name or "-", record.backend, "running" if record.running else "stopped", _left(record)) for record in records
+        (record.id, record.spec.name or "-", record.backend, "running" if record.running else "stopped", _left(record))
+        for record in records
     ]
     print_table(("ID", "NAME", "BACKEND", "STATE", "EXPIRES IN"), rows)
 
@@ -91,7 +92,7 @@ def info(workspace_id: Id, backend: options.Backend = None, as_json: options.Jso
     if as_json:
         print_json({**facts(found), "metrics": used.__dict__, "spec": found.spec.model_dump(mode="json")})
         return
-    print_table(("", ""), rows(found) + [("processes", str(used.processes)), ("memory now", str(used.memory_bytes))])
+    print_table(("", ""), [*rows(found), ("processes", str(used.processes)), ("memory now", str(used.memory_bytes))])
 
 
 def facts(found: WorkspaceInfo) -> dict[str, Any]:

@@ -10,7 +10,9 @@ import typer
 from workspace.errors import InvalidArgument
 from workspace.spec import Resources, make_spec
 
-Backend = Annotated[str | None, typer.Option("--backend", "-b", help="Where it runs (default: the profile's, WORKSPACE_BACKEND, else local).")]
+Backend = Annotated[
+    str | None, typer.Option("--backend", "-b", help="Where it runs (default: the profile's, WORKSPACE_BACKEND, else local).")
+]
 Profile = Annotated[str | None, typer.Option("--profile", "-p", help="Profile of workspace.toml or [tool.workspace].")]
 Env = Annotated[list[str] | None, typer.Option("--env", "-e", help="NAME=VALUE for the command; may be given several times.")]
 Cwd = Annotated[str | None, typer.Option("--cwd", "-w", help="Directory inside (default /workspace).")]

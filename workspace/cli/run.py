@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ Command = Annotated[list[str], typer.Argument(help="The command and its argument
 
 
 def _stdin() -> Iterator[bytes]:
-    while data := sys.stdin.buffer.read1(65536):
+    while data := os.read(sys.stdin.fileno(), 65536):
         yield data
 
 

@@ -26,7 +26,7 @@ LATER = object()
 class Stream:
     """One request of the host and everything that belongs to it."""
 
-    __slots__ = ("id", "channel", "credit", "allowance", "inbox", "ended", "readable", "on_data", "on_cancel", "on_room", "task")
+    __slots__ = ("allowance", "channel", "credit", "ended", "id", "inbox", "on_cancel", "on_data", "on_room", "readable", "task")
 
     def __init__(self, channel: Channel, stream_id: int) -> None:
         self.id = stream_id
@@ -229,7 +229,7 @@ class Channel:
             if len(self.streams) > MAX_STREAMS:
                 raise Fault("EAGAIN", "more than %d requests at once on one link" % MAX_STREAMS)
             result = self._serve(stream, request)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (whatever a request raises is the host's to know)
             stream.fail(error)
             return
         if hasattr(result, "cr_frame"):

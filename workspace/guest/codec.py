@@ -26,13 +26,13 @@ def _compact() -> tuple[Callable[[Any], str], Callable[[str], Any]]:
         parse_float = float
         parse_int = int
         parse_constant = float
-        memo: dict[str, str] = {}
+        memo = {}  # type: ignore[var-annotated] # noqa: RUF012
 
     def refuse(value: object) -> Any:
         raise TypeError("%r cannot be sent" % (value,))
 
-    encoder = _json.make_encoder(None, refuse, _json.encode_basestring_ascii, None, ":", ",", False, False, True)  # type: ignore[call-arg]
-    scanner = _json.make_scanner(Context())
+    encoder = _json.make_encoder(None, refuse, _json.encode_basestring_ascii, None, ":", ",", False, False, True)
+    scanner = _json.make_scanner(Context())  # type: ignore[arg-type]
 
     def dumps(value: Any) -> str:
         return "".join(encoder(value, 0))

@@ -222,7 +222,7 @@ class Commands:
                 os.close(fd)
         if request.get("stdin"):
             command.input = Input(self.loop, ours.pop(0))
-        for fd, flags in zip(ours, (0, wire.STDERR)):
+        for fd, flags in zip(ours, (0, wire.STDERR)):  # noqa: B905 (3.8)
             command.output.add_pipe(fd, flags)
         self._live[command] = None
         return LATER
@@ -301,7 +301,7 @@ class Commands:
         self._ended[command.pid] = command
         while len(self._ended) > MAX_ENDED:
             del self._ended[next(iter(self._ended))]
-        self.loop.after(LINGER_S, lambda: self._ended.pop(command.pid, None))  # type: ignore[arg-type, return-value]
+        self.loop.after(LINGER_S, lambda: self._ended.pop(command.pid, None))  # type: ignore[arg-type]
 
     def forget(self, command: Command) -> None:
         self._live.pop(command, None)

@@ -283,7 +283,7 @@ class Files:
                 raise Fault("changed", "the file was changed since it was read", path=path, version=version(info))
             if info.st_size > MAX_EDIT:
                 raise Fault("EFBIG", "a file of %d bytes is over the limit of %d for edit" % (info.st_size, MAX_EDIT), path=path)
-            parts = []
+            parts: list[bytes] = []
             while True:
                 data = os.read(fd, 1 << 20)
                 if not data:
@@ -326,4 +326,3 @@ class Files:
         path = self._paths.real(request["path"])
         os.symlink(request["target"], path)
         return {"row": row(os.path.basename(path), path, os.lstat(path))}
-

@@ -93,7 +93,7 @@ def kill_below(root: int) -> None:
 class Shepherd:
     """The guest's handle of one shepherd process."""
 
-    __slots__ = ("pid", "sock", "job", "user", "killing")
+    __slots__ = ("job", "killing", "pid", "sock", "user")
 
     def __init__(self, pid: int, sock: _socket.socket, user: str) -> None:
         self.pid = pid

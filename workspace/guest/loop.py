@@ -23,7 +23,7 @@ class Cancelled(BaseException):
 class Timer:
     """A call at a later time; `cancel()` takes it back."""
 
-    __slots__ = ("when", "callback")
+    __slots__ = ("callback", "when")
 
     def __init__(self, when: float, callback: Callable[[], None] | None) -> None:
         self.when = when
@@ -64,7 +64,7 @@ class Pause:
 class Task:
     """A coroutine that the loop drives; `done(error)` is told how it ended (None, or what it raised)."""
 
-    __slots__ = ("coroutine", "done", "waits_for", "finished")
+    __slots__ = ("coroutine", "done", "finished", "waits_for")
 
     def __init__(self, coroutine: Coroutine[Any, Any, None], done: Callable[[BaseException | None], None]) -> None:
         self.coroutine = coroutine
@@ -169,7 +169,7 @@ class Loop:
             waits_for = task.coroutine.send(None) if thrown is None else task.coroutine.throw(thrown)
         except StopIteration:
             self._end(task, None)
-        except (Exception, Cancelled) as error:
+        except (Exception, Cancelled) as error:  # noqa: BLE001 (told to `done`)
             self._end(task, error)
         else:
             task.waits_for = waits_for

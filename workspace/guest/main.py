@@ -6,7 +6,7 @@ that the owner is gone, and with it the sandbox), and a pipe with the configurat
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import _socket
 import os
 import sys
@@ -118,7 +118,7 @@ class Guest:
 
     def _accept(self, server: _socket.socket) -> None:
         try:
-            fd, _ = server._accept()
+            fd, _ = server._accept()  # type: ignore[attr-defined]
         except OSError:
             return
         if len(self._channels) >= MAX_LINKS:

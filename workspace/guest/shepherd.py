@@ -151,7 +151,7 @@ def run(sock: _socket.socket, limits: dict[str, int], identity: tuple[int, int, 
 
 
 def _leave_guest_behind(keep: int) -> None:
-    import _signal
+    import _signal  # type: ignore[import-not-found]
 
     _signal.set_wakeup_fd(-1)
     _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)

@@ -30,7 +30,7 @@ def _child(work: Callable[[Callable[[bytes], None]], None], out: int, identity: 
         sealing.make_undumpable()
         try:
             work(lambda data: _write(out, data))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (told to the host)
             _write(out, b"!" + codec.encode(describe(error)) + b"\n")
         status = 0
     finally:
