@@ -234,10 +234,13 @@ class AsyncCommandHandle:
         await asyncio.gather(self._pump, return_exceptions=True)
 
 
-def finish(session: Session, capture: Capture, reply: dict[str, Any], what: str, check: bool) -> CommandResult:
+def finish(session: Session, capture: Capture, reply: dict[str, Any], command: str | Sequence[str], check: bool) -> CommandResult:
     """The result that a reply stands for, or the error that it amounts to."""
     number = reply.get("signal")
     result = capture.result(int(reply.get("exit_code", 0)), number, float(reply.get("duration_s", 0.0)), int(reply.get("pid", 0)))
+    if result.exit_code == 0 and reply.get("reason") is None:
+        return result
+    what = _shown(command)
     if reply.get("reason") == "timeout":
         raise CommandTimeout(f"{what} was killed with all it had started: its time limit was over after {result.duration_s:.1f} s", result)
     if result.exit_code == KILLED and reply.get("reason") is None:
@@ -304,7 +307,7 @@ class AsyncCommands:
                 if feeding is not None:
                     feeding.cancel()
                     await asyncio.gather(feeding, return_exceptions=True)
-        return finish(self._session, capture, reply, _shown(command), check)
+        return finish(self._session, capture, reply, command, check)
 
     async def start(
         self,

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import TracebackType
 from typing import Any
 
 from workspace.backend import Sandbox
@@ -37,16 +38,20 @@ class Session:
         """Done when the link is closed, for whatever reason."""
         return self._link.closed
 
-    @asynccontextmanager
-    async def use(self) -> AsyncIterator[Link]:
-        """The link, for one request; a lost link is raised as `WorkspaceGone` with its cause."""
+    async def link(self) -> Link:
+        """The link, for one request; raises `WorkspaceClosed`."""
         if self.closed:
             raise WorkspaceClosed(f"this handle of workspace {self.sandbox.id} was closed; connect again")
         if time.monotonic() - self._touched > TOUCH_S:
             self._touched = time.monotonic()
             await self.sandbox.touch()
+        return self._link
+
+    @asynccontextmanager
+    async def use(self) -> AsyncIterator[Link]:
+        """The link, for one request; a lost link is raised as `WorkspaceGone` with its cause."""
         try:
-            yield self._link
+            yield await self.link()
         except WorkspaceGone as error:
             raise await self.explain(error) from error
 
@@ -61,23 +66,43 @@ class Session:
 
     async def call(self, method: str, path: str | None = None, **params: Any) -> dict[str, Any]:
         """One request without DATA."""
-        async with self.use() as link:
+        link = await self.link()
+        try:
             return await link.call(method, path, **params)
+        except WorkspaceGone as error:
+            raise await self.explain(error) from error
 
-    @asynccontextmanager
-    async def stream(self, method: str, path: str | None = None, **params: Any) -> AsyncIterator[Stream]:
+    def stream(self, method: str, path: str | None = None, **params: Any) -> Request:
         """A request with DATA; left early, it is cancelled inside and that is waited for."""
-        async with self.use() as link:
-            stream = link.request(method, path, **params)
-            try:
-                yield stream
-            finally:
-                if not stream.done:
-                    await stop(stream)
+        return Request(self, method, path, params)
 
     async def close(self) -> None:
         self.closed = True
         await self._link.close()
+
+
+class Request:
+    """`async with` around one request with DATA. A class, not a generator: it is on the path of every command."""
+
+    def __init__(self, session: Session, method: str, path: str | None, params: dict[str, Any]) -> None:
+        self._session = session
+        self._request = method, path, params
+        self._stream: Stream | None = None
+
+    async def __aenter__(self) -> Stream:
+        method, path, params = self._request
+        link = await self._session.link()
+        try:
+            self._stream = link.request(method, path, **params)
+        except WorkspaceGone as error:
+            raise await self._session.explain(error) from error
+        return self._stream
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._stream is not None and not self._stream.done:
+            await stop(self._stream)
+        if isinstance(error, WorkspaceGone):
+            raise await self._session.explain(error) from error
 
 
 async def stop(stream: Stream) -> None:

@@ -35,7 +35,7 @@ class Resources(_Frozen):
     """Processes and threads."""
     disk_bytes: Annotated[int, Field(ge=16 * MIB)] = 10 * GIB
     """What /workspace and /home/user hold together."""
-    open_files: Annotated[int, Field(ge=32, le=1_048_576)] = 4096
+    open_files: Annotated[int, Field(ge=256, le=1_048_576)] = 4096
     """Descriptors of one process."""
     file_bytes: Annotated[int, Field(ge=MIB)] = 10 * GIB
     """Size of one file."""

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Mapping
@@ -80,6 +81,7 @@ class LocalSandbox(Sandbox):
         self._cgroup: cgroups.Cgroup | None = None
         self._uid: int | None = None
         self._limits: dict[str, str] = {}
+        self._secret = (secrets.randbits(64), secrets.randbits(64))
 
     # Start
 
@@ -194,7 +196,7 @@ class LocalSandbox(Sandbox):
     def _config(self) -> int:
         """A descriptor from which the guest reads its configuration: not argv, not the environment."""
         resources, isolated = self.spec.resources, self.spec.isolation == "required"
-        limits = {"NOFILE": resources.open_files, "CORE": 0, "MEMLOCK": 8 * 1024 * 1024}
+        limits = {"NOFILE": resources.open_files, "FSIZE": resources.file_bytes, "CORE": 0, "MEMLOCK": 8 * 1024 * 1024}
         if isolated and "pids" not in (self._host.hierarchy.controllers if self._host.hierarchy else ()):
             limits["NPROC"] = resources.pids
         if isolated and "memory" not in (self._host.hierarchy.controllers if self._host.hierarchy else ()):
@@ -206,9 +208,9 @@ class LocalSandbox(Sandbox):
             "env": self._environment(),
             "ttl_s": self.spec.ttl_s,
             "limits": limits,
-            "guest_limits": {"FSIZE": resources.file_bytes, "CORE": 0},
         }
         if isolated:
+            config["tag_secret"] = self._secret
             config["writable"] = ["/workspace", "/home/user", "/tmp", "/dev", "/proc"]
         else:
             config["mapped"] = self._mapped()
@@ -230,7 +232,7 @@ class LocalSandbox(Sandbox):
         return {**base, **self.spec.env}
 
     def _seccomp(self) -> int:
-        return _memfd("workspace-seccomp", seccomp.build() if self.spec.isolation == "required" else b"")
+        return _memfd("workspace-seccomp", seccomp.build(self._secret) if self.spec.isolation == "required" else b"")
 
     # Sandbox
 

@@ -109,6 +109,7 @@ CLONE_NEW = 0x7E020000
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, NETLINK_ROUTE = 1, 2, 10, 16, 0
 GUEST_PID = 1
+RLIMIT_LOCKS = 10
 
 _ARCH = {X86_64: 0xC000003E, AARCH64: 0xC00000B7}
 _X32_BIT = 0x40000000
@@ -117,7 +118,14 @@ _LD, _JEQ, _JGE, _JGT, _JSET, _RET = 0x20, 0x15, 0x35, 0x25, 0x45, 0x06
 _NR, _ARCH_AT, _ARG = 0, 4, 16
 
 # name: (x86_64, aarch64) of the calls whose arguments are looked at
-_LOOKED_AT = {"clone": (56, 220), "ioctl": (16, 29), "socket": (41, 198), "socketpair": (53, 199), "prlimit64": (302, 261)}
+_LOOKED_AT = {
+    "clone": (56, 220),
+    "ioctl": (16, 29),
+    "socket": (41, 198),
+    "socketpair": (53, 199),
+    "prlimit64": (302, 261),
+    "setrlimit": (160, 164),
+}
 _TOUCH_BY_PID = {
     "sched_setaffinity": (203, 122),
     "sched_setscheduler": (144, 119),
@@ -233,7 +241,37 @@ def _not_the_guest(program: _Program, name: str, number: int, argument: int) -> 
     _looked(program, name)
 
 
-def _arguments(program: _Program, machine: str) -> None:
+def _limits(program: _Program, column: int, secret: tuple[int, int]) -> None:
+    """RLIMIT_LOCKS is the tag by which the guest knows a command's processes: nobody else may set it.
+
+    The guest is under this filter too. It proves itself by two words in the argument registers that prlimit64 does
+    not use; they are drawn for each sandbox and given to the guest alone.
+    """
+    _look(program, "setrlimit", _LOOKED_AT["setrlimit"][column], 0)
+    program.add(_JEQ, RLIMIT_LOCKS, "", "ok_setrlimit")
+    program.answer(_refuse(errno.EPERM))
+    program.label("ok_setrlimit")
+    _looked(program, "setrlimit")
+    _look(program, "prlimit64", _LOOKED_AT["prlimit64"][column], 0)
+    program.add(_JEQ, GUEST_PID, "no_prlimit64", "")
+    program.add(_LD, _ARG + 8)
+    program.add(_JEQ, RLIMIT_LOCKS, "", "ok_prlimit64")
+    program.add(_LD, _ARG + 16)  # a new limit is given where the pointer is not null
+    program.add(_JEQ, 0, "", "set_prlimit64")
+    program.add(_LD, _ARG + 20)
+    program.add(_JEQ, 0, "ok_prlimit64", "")
+    program.label("set_prlimit64")
+    for at, word in enumerate(word for each in secret for word in (each & 0xFFFFFFFF, each >> 32)):
+        program.add(_LD, _ARG + 32 + 4 * at)
+        program.add(_JEQ, word, "", "no_prlimit64")
+    program.label("ok_prlimit64")
+    program.answer(_ALLOW)
+    program.label("no_prlimit64")
+    program.answer(_refuse(errno.EPERM))
+    program.label("end_prlimit64")
+
+
+def _arguments(program: _Program, machine: str, secret: tuple[int, int]) -> None:
     column = 0 if machine == X86_64 else 1
     _look(program, "clone", _LOOKED_AT["clone"][column], 0)
     program.add(_JSET, CLONE_NEW, "", "ok_clone")
@@ -249,15 +287,15 @@ def _arguments(program: _Program, machine: str) -> None:
     program.label("end_ioctl")
     for name in ("socket", "socketpair"):
         _sockets(program, name, _LOOKED_AT[name][column])
-    _not_the_guest(program, "prlimit64", _LOOKED_AT["prlimit64"][column], 0)
+    _limits(program, column, secret)
     for name, pair in _TOUCH_BY_PID.items():
         _not_the_guest(program, name, pair[column], 0)
     for name, pair in _TOUCH_BY_SECOND.items():
         _not_the_guest(program, name, pair[column], 1)
 
 
-def build(machine: str | None = None) -> bytes:
-    """The filter for `machine` (default: this one) as an array of `struct sock_filter`."""
+def build(secret: tuple[int, int], machine: str | None = None) -> bytes:
+    """The filter for `machine` (default: this one) as an array of `struct sock_filter`; `secret` is the guest's."""
     machine = machine or platform.machine()
     if machine not in _ARCH:
         raise IsolationUnavailable(f"there is no system call filter for {machine!r}; x86_64 and aarch64 have one")
@@ -266,6 +304,6 @@ def build(machine: str | None = None) -> bytes:
     _each(program, _numbers(ABSENT, machine), _refuse(errno.ENOSYS))
     _each(program, _numbers(DENIED, machine), _refuse(errno.EPERM))
     _newer_calls(program)
-    _arguments(program, machine)
+    _arguments(program, machine, secret)
     program.answer(_ALLOW)
     return program.assemble()

@@ -9,45 +9,55 @@ import time
 from . import wire
 from .channel import LATER
 from .faults import Fault
-from .herd import kill
 from .output import Input, Output
-from .shepherd import AT_CWD, AT_PROGRAM
+from .processes import AT_CWD, AT_PROGRAM, CannotStart, kill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from .channel import Stream
-    from .herd import Herd, Shepherd
     from .loop import Loop, Timer
     from .paths import Paths
+    from .processes import Processes
 
 LINGER_S = 30.0
 """How long an ended command that was started in the background can still be connected to."""
 MAX_ENDED = 256
 MAX_COMMANDS = 1024
+SWEEP_AFTER = 64
+"""How many ended commands may be remembered before it is looked which have left processes behind."""
 
 
 class Command:
-    """One command and all its descendants. `herd.Job` for its shepherd."""
+    """One command and all its descendants, which share its tag."""
 
     def __init__(self, owner: Commands, stream: Stream, request: dict[str, Any]) -> None:
         self.pid = 0
+        self.tag = 0
         self.request = request
         self.output = Output(owner.loop)
         self.input: Input | None = None
-        self.shepherd: Shepherd | None = None
         self.status: int | None = None
-        self.left = True
         self.reason: str | None = None
         self.started_at = time.time()
         self._owner = owner
         self._begun = time.monotonic()
         self._duration = 0.0
-        self._drained = False
+        self._killing = False
+        self._answered = False
         self._timer: Timer | None = None
         self._listeners: list[Stream] = []
         self.attach(stream, replay=False)
+
+    @property
+    def background(self) -> bool:
+        return bool(self.request.get("background"))
+
+    @property
+    def over(self) -> bool:
+        """The command has ended and its result is told; processes of its may be left."""
+        return self._answered and not self._killing
 
     def attach(self, stream: Stream, replay: bool) -> None:
         self._listeners.append(stream)
@@ -56,85 +66,56 @@ class Command:
         self.output.listen(stream, replay)
 
     def launch(self, fds: list[int]) -> None:
-        request = self.request
-        spawn = {key: request[key] for key in ("argv", "env", "cwd")}
-        self.shepherd = self._owner.herd.start(spawn, fds, self, request["user"])
-        timeout = request.get("timeout_s")
+        """Starts it; raises `CannotStart`."""
+        self.pid, self.tag = self._owner.processes.start(self.request, fds, self)
+        timeout = self.request.get("timeout_s")
         if timeout is not None:
             self._timer = self._owner.loop.after(timeout, lambda: self.kill("timeout"))
+        if self.background:
+            for stream in self._listeners:
+                stream.event({"event": "started", "pid": self.pid})
 
-    def kill(self, reason: str | None) -> None:
+    def kill(self, reason: str) -> None:
         """Kills the whole tree; `reason` is told with the result."""
-        if self.shepherd is None or not self.left:
-            return
         if self.status is None:
             self.reason = self.reason or reason
-        self._owner.herd.kill_tree(self.shepherd)
+        if not self._killing:
+            self._killing = True
+            self._owner.processes.kill_tag(self.tag, self._on_killed)
 
-    def members(self) -> list[int]:
-        return self._owner.herd.members(self.shepherd) if self.shepherd is not None and self.left else []
-
-    def on_started(self, pid: int) -> None:
-        self.pid = pid
-        self._owner.by_pid[pid] = self
-        if self.request.get("background"):
-            self._tell({"event": "started", "pid": pid})
-
-    def on_failed(self, number: int, step: int) -> None:
-        self.left = False
-        self._stop_timer()
-        self._close()
-        self._owner.forget(self)
-        name = self.request["argv"][0]
-        if step == AT_PROGRAM and not self.request.get("background"):
-            self._fail_as_a_shell_does(name, number)
-            return
-        if step == AT_CWD:
-            details = {"path": self.request["cwd"], "what": "cwd"}
-        else:
-            details = {"path": name, "what": "program" if step == AT_PROGRAM else "spawn"}
-        code = errno.errorcode.get(number, "EIO")
-        self._end(Fault(code, os.strerror(number), **details))
-
-    def _fail_as_a_shell_does(self, name: str, number: int) -> None:
-        """Exit codes 127 and 126 with a message, as POSIX has it for a command not found and not executable."""
-        missing = number in (errno.ENOENT, errno.ENOTDIR)
-        what = "command not found" if missing else os.strerror(number)
-        message = ("%s: %s\n" % (name, what)).encode("utf-8", "surrogateescape")
-        for stream in self._listeners:
-            stream.send(message, wire.STDERR)
-        self.status = (127 if missing else 126) << 8
-        self._finish()
-
-    def on_exited(self, status: int, left: bool) -> None:
+    def on_exited(self, status: int) -> None:
         self.status = status
-        self.left = left
         self._duration = time.monotonic() - self._begun
-        self._stop_timer()
-        if self.reason is None:
-            self.output.drain(self._on_drained)
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._killing:
+            self.output.drain(self.answer)
 
-    def on_idle(self) -> None:
-        self.left = False
-        if self.reason is not None and not self._drained:
-            self.output.drain(self._on_drained)
-        elif self._drained:
-            self._close()
-            self._owner.forget(self)
+    def _on_killed(self) -> None:
+        self._killing = False
+        if self._answered:
+            self.close()
+        else:
+            self.output.drain(self.answer)
 
-    def _on_drained(self) -> None:
-        self._drained = True
-        self._finish()
-        if not self.left:
-            self._close()
-            self._owner.forget(self)
-
-    def _finish(self) -> None:
-        self._owner.remember(self)
+    def answer(self) -> None:
+        """Tells the result to all who listen."""
+        self._answered = True
         for stream in self._listeners:
             self.output.forget(stream)
             stream.reply(self.result())
         self._listeners.clear()
+        self._owner.on_over(self)
+
+    def fail_as_a_shell_does(self, number: int) -> None:
+        """Exit codes 127 and 126 with a message, as POSIX has it for a command not found and not executable."""
+        missing = number in (errno.ENOENT, errno.ENOTDIR)
+        what = "command not found" if missing else os.strerror(number)
+        message = ("%s: %s\n" % (self.request["argv"][0], what)).encode("utf-8", "surrogateescape")
+        for stream in self._listeners:
+            stream.send(message, wire.STDERR)
+        self.status = (127 if missing else 126) << 8
+        self.answer()
 
     def result(self) -> dict[str, Any]:
         status = self.status or 0
@@ -147,21 +128,12 @@ class Command:
             "reason": self.reason,
         }
 
-    def describe(self) -> dict[str, Any]:
-        shown = ("argv", "cwd", "user", "background")
+    def describe(self, pids: list[int]) -> dict[str, Any]:
+        shown = ("argv", "cwd", "user")
         details = {key: self.request.get(key) for key in shown}
-        details.update(pid=self.pid, pids=self.members(), started_at=self.started_at, ended=self.status is not None)
+        ended = self.status is not None
+        details.update(pid=self.pid, pids=pids, started_at=self.started_at, ended=ended, background=self.background)
         return details
-
-    def _end(self, fault: Fault) -> None:
-        for stream in self._listeners:
-            self.output.forget(stream)
-            stream.fail(fault)
-        self._listeners.clear()
-
-    def _tell(self, event: dict[str, Any]) -> None:
-        for stream in self._listeners:
-            stream.event(event)
 
     def _on_input(self, stream: Stream, data: bytes, end: bool) -> None:
         if self.input is not None:
@@ -171,7 +143,7 @@ class Command:
 
     def _on_cancel(self, stream: Stream, link_lost: bool) -> None:
         """A background command outlives its listeners; any other dies with the one who asked for it."""
-        foreground = not self.request.get("background") and len(self._listeners) == 1
+        foreground = not self.background and len(self._listeners) == 1
         self.output.forget(stream)
         if link_lost or not foreground or self.status is not None:
             self._listeners.remove(stream)
@@ -179,12 +151,7 @@ class Command:
         if foreground:
             self.kill("cancelled")
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _close(self) -> None:
+    def close(self) -> None:
         self.output.close()
         if self.input is not None:
             self.input.close()
@@ -193,18 +160,18 @@ class Command:
 class Commands:
     """The requests `command.*`."""
 
-    def __init__(self, loop: Loop, herd: Herd, paths: Paths, config: dict[str, Any]) -> None:
+    def __init__(self, loop: Loop, processes: Processes, paths: Paths, config: dict[str, Any]) -> None:
         self.loop = loop
-        self.herd = herd
+        self.processes = processes
         self._paths = paths
         self._config = config
-        self.by_pid: dict[int, Command] = {}
-        self._live: dict[Command, None] = {}
+        self._by_tag: dict[int, Command] = {}
+        self._running = 0
         self._ended: dict[int, Command] = {}
 
     def run(self, stream: Stream, request: dict[str, Any]) -> object:
         """Runs a command; the reply comes when it has ended and its output has been sent."""
-        if len(self._live) >= MAX_COMMANDS:
+        if self._running >= MAX_COMMANDS:
             raise Fault("EAGAIN", "more than %d commands at once" % MAX_COMMANDS)
         self._complete(request)
         command = Command(self, stream, request)
@@ -213,18 +180,24 @@ class Commands:
         try:
             self._open_stdio(request, theirs, ours)
             command.launch(theirs)
+        except CannotStart as failure:
+            _close_all(ours)
+            if failure.step == AT_PROGRAM and not command.background:
+                self._running += 1
+                command.fail_as_a_shell_does(failure.number)
+                return LATER
+            raise _cannot_start(failure, request) from None
         except OSError:
-            for fd in ours:
-                os.close(fd)
+            _close_all(ours)
             raise
         finally:
-            for fd in theirs:
-                os.close(fd)
+            _close_all(theirs)
+        self._running += 1
+        self._by_tag[command.tag] = command
         if request.get("stdin"):
             command.input = Input(self.loop, ours.pop(0))
         for fd, flags in zip(ours, (0, wire.STDERR)):  # noqa: B905 (3.8)
             command.output.add_pipe(fd, flags)
-        self._live[command] = None
         return LATER
 
     def _complete(self, request: dict[str, Any]) -> None:
@@ -254,56 +227,79 @@ class Commands:
         if request.get("merge"):
             theirs.append(os.dup(theirs[-1]))
 
+    def on_over(self, command: Command) -> None:
+        """A command's result is told. What it left behind is looked for now and then, not after every command."""
+        self._running -= 1
+        if command.background:
+            self._ended[command.pid] = command
+            while len(self._ended) > MAX_ENDED:
+                del self._ended[next(iter(self._ended))]
+            self.loop.after(LINGER_S, lambda: self._ended.pop(command.pid, None))  # type: ignore[arg-type]
+        if len(self._by_tag) - self._running > SWEEP_AFTER:
+            self._sweep()
+
+    def _sweep(self) -> dict[int, list[int]]:
+        """Forgets commands that are over and have left nothing; tag → pids of the others."""
+        self.processes.reap()
+        tagged = self.processes.tagged()
+        for tag in [tag for tag, command in self._by_tag.items() if command.over and tag not in tagged]:
+            self._by_tag.pop(tag).close()
+        return tagged
+
     def list(self, stream: Stream, request: dict[str, Any]) -> dict[str, Any]:
         """Every command that runs or has left processes behind."""
-        return {"commands": [command.describe() for command in self._live if command.pid]}
+        tagged = self._sweep()
+        return {"commands": [command.describe(tagged.get(tag, [])) for tag, command in self._by_tag.items()]}
 
     def connect(self, stream: Stream, request: dict[str, Any]) -> object:
         """Listens to a running command; recent output first."""
         pid = request["pid"]
-        command = self.by_pid.get(pid) or self._ended.get(pid)
+        command = next((one for one in self._by_tag.values() if one.pid == pid and not one.over), None) or self._ended.get(pid)
         if command is None:
             raise Fault("ESRCH", "no command with pid %d" % pid, pid=pid)
         command.attach(stream, replay=True)
         stream.event({"event": "started", "pid": pid})
-        if command.status is not None:
-            command._finish()
+        if command.over:
+            self._running += 1
+            command.answer()
         return LATER
 
+    def _find(self, pid: int) -> Command | None:
+        """The command that `pid` leads or belongs to."""
+        tagged = self._sweep()
+        return next((command for tag, command in self._by_tag.items() if command.pid == pid or pid in tagged.get(tag, ())), None)
+
     def signal(self, stream: Stream, request: dict[str, Any]) -> dict[str, Any]:
-        """Sends a signal to the process group of a command, or to one process below a command."""
+        """Sends a signal to the process group of a command, or to one process of a command."""
         pid, number = request["pid"], request["signal"]
-        command = self.by_pid.get(pid)
-        if command is not None and command.status is None:
+        command = self._find(pid)
+        if command is None:
+            raise Fault("ESRCH", "no process with pid %d" % pid, pid=pid)
+        if command.pid == pid and command.status is None:
             os.killpg(pid, number)
-            return {}
-        if any(pid in other.members() for other in self._live):
+        else:
             kill(pid, number)
-            return {}
-        raise Fault("ESRCH", "no process with pid %d" % pid, pid=pid)
+        return {}
 
     def kill(self, stream: Stream, request: dict[str, Any]) -> dict[str, Any]:
         """Kills a command with its whole tree, or one process that a command left behind; False if there is none."""
         pid = request["pid"]
-        command = self.by_pid.get(pid)
-        if command is not None:
+        command = self._find(pid)
+        if command is None:
+            return {"killed": False}
+        if command.pid == pid:
             command.kill("killed")
-            return {"killed": True}
-        if any(pid in other.members() for other in self._live):
+        else:
             kill(pid)
-            return {"killed": True}
-        return {"killed": False}
+        return {"killed": True}
 
-    def remember(self, command: Command) -> None:
-        """Keeps an ended background command for a while, for those who connect late."""
-        if not command.request.get("background") or command.pid in self._ended:
-            return
-        self._ended[command.pid] = command
-        while len(self._ended) > MAX_ENDED:
-            del self._ended[next(iter(self._ended))]
-        self.loop.after(LINGER_S, lambda: self._ended.pop(command.pid, None))  # type: ignore[arg-type]
 
-    def forget(self, command: Command) -> None:
-        self._live.pop(command, None)
-        if self.by_pid.get(command.pid) is command:
-            del self.by_pid[command.pid]
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _cannot_start(failure: CannotStart, request: dict[str, Any]) -> Fault:
+    path = request["cwd"] if failure.step == AT_CWD else request["argv"][0]
+    code = errno.errorcode.get(failure.number, "EIO")
+    return Fault(code, os.strerror(failure.number), what=failure.step, path=path)

@@ -6,7 +6,6 @@ that the owner is gone, and with it the sandbox), and a pipe with the configurat
 
 from __future__ import annotations
 
-import _signal  # type: ignore[import-not-found]
 import _socket
 import os
 import sys
@@ -17,10 +16,10 @@ from .channel import Channel
 from .commands import Commands
 from .faults import Fault
 from .files import Files
-from .herd import Herd
 from .loop import READ, Loop
 from .metrics import Metrics
 from .paths import Paths
+from .processes import Processes
 from .transfer import Transfer
 from .trees import Trees
 from .watch import Watches
@@ -48,10 +47,9 @@ class Guest:
         self._last_use = time.monotonic()
         paths = Paths(config["home"], config.get("mapped", {}))
         self._paths = paths
-        identities = {name: tuple(value) if value else None for name, value in config["users"].items()}
-        self.herd = Herd(self.loop, config.get("limits", {}), identities)
+        self.processes = Processes(self.loop, config)
         self._parts: dict[str, Any] = {
-            "command": Commands(self.loop, self.herd, paths, config),
+            "command": Commands(self.loop, self.processes, paths, config),
             "file": Files(paths),
             "tree": Trees(paths),
             "transfer": Transfer(paths),
@@ -76,7 +74,7 @@ class Guest:
 
         root = self._paths.real(request["path"])
         grep.compile_pattern(request)
-        return worker.run(self.loop, self.herd, stream, request.get("user", "user"), lambda write: grep.search(root, request, write))
+        return worker.run(self.loop, stream, lambda write: grep.search(root, request, write))
 
     def expire(self, stream: Stream, request: dict[str, Any]) -> dict[str, Any]:
         """Sets how long the sandbox lives after its last use (None: for ever)."""
@@ -112,9 +110,8 @@ class Guest:
         self.loop.watch(lifeline, READ, lambda events: self._end("owner_gone", "the owner of the sandbox ended"))
         self._heed_children()
         self._schedule_expiry()
-        self.herd.prepare(self._config.get("user", "user"))
         self.loop.run()
-        self.herd.kill_all()
+        self.processes.kill_all()
 
     def _accept(self, server: _socket.socket) -> None:
         try:
@@ -130,17 +127,13 @@ class Guest:
         channel.send(wire.HELLO, 0, self.hello())
 
     def _heed_children(self) -> None:
-        reader, writer = os.pipe()
-        os.set_blocking(reader, False)
-        os.set_blocking(writer, False)
-        _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        _signal.signal(_signal.SIGCHLD, lambda number, frame: None)
+        ended = sealing.child_signals()
 
         def reap(events: int) -> None:
-            os.read(reader, 4096)
-            self.herd.reap()
+            os.read(ended, 4096)
+            self.processes.reap()
 
-        self.loop.watch(reader, READ, reap)
+        self.loop.watch(ended, READ, reap)
 
     def _schedule_expiry(self) -> None:
         if self._expiry is not None:
@@ -160,7 +153,7 @@ class Guest:
         self.loop.stop()
 
 
-_NOT_METHODS = {("guest", "run"), ("guest", "serve"), ("guest", "hello"), ("command", "remember"), ("command", "forget")}
+_NOT_METHODS = {("guest", "run"), ("guest", "serve"), ("guest", "hello"), ("command", "on_over")}
 
 
 def _read_config(fd: int) -> dict[str, Any]:
@@ -182,7 +175,7 @@ def main(listener: int, lifeline: int, config_fd: int) -> None:
     sealing.make_undumpable()
     if os.getpid() != 1:
         sealing.become_subreaper()
-    sealing.limit(config.get("guest_limits", {}))
+    sealing.limit(config.get("limits", {}))
     landlock = sealing.landlock(config["writable"]) if config.get("writable") else 0
     walls = dict(sealing.observed(), landlock=landlock)
     Guest(config, walls).run(listener, lifeline)

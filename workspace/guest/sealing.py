@@ -5,6 +5,7 @@ What the launcher has done already (namespaces, capabilities, seccomp) is only o
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import ctypes
 import os
 import resource
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
 PR_SET_DUMPABLE, PR_GET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 3, 36, 38
 LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
+
+RLIMIT_LOCKS = 10
+_PRLIMIT64 = 261 if os.uname().machine == "aarch64" else 302
+_word = ctypes.c_ulong
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -44,6 +49,16 @@ def become_subreaper() -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
+def child_signals() -> int:
+    """A descriptor that is readable when a child has ended (signalfd(2)); SIGCHLD no longer interrupts anything."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGCHLD])
+    mask = (ctypes.c_ulong * 16)(1 << (_signal.SIGCHLD - 1))
+    fd: int = _libc.signalfd(-1, mask, os.O_NONBLOCK | os.O_CLOEXEC)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "signalfd")
+    return fd
+
+
 def limit(limits: dict[str, int]) -> None:
     """Sets hard rlimits by name (`NOFILE`, `FSIZE`, …); a limit lower already in force stays."""
     for name, value in limits.items():
@@ -51,6 +66,14 @@ def limit(limits: dict[str, int]) -> None:
         hard = resource.getrlimit(number)[1]
         lower = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(number, (lower, lower))
+
+
+def set_tag(tag: int, first: int, second: int) -> None:
+    """Sets the soft limit RLIMIT_LOCKS of this process; the two words open the seccomp filter for it."""
+    limit = struct.pack("=QQ", tag, 0xFFFFFFFFFFFFFFFF)
+    words = (0, RLIMIT_LOCKS)
+    if _libc.syscall(_PRLIMIT64, *map(_word, words), limit, None, _word(first), _word(second)):
+        raise OSError(ctypes.get_errno(), "prlimit64(RLIMIT_LOCKS)")
 
 
 def landlock_abi() -> int:

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import os
 
 from . import codec, sealing
 from .faults import Fault, describe
-from .herd import kill
 from .loop import READ, Signal
+from .processes import kill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable
+    from typing import Callable
 
     from .channel import Stream
-    from .herd import Herd
     from .loop import Loop
 
 
-def _child(work: Callable[[Callable[[bytes], None]], None], out: int, identity: Any) -> None:
-    from .shepherd import _become, _leave_guest_behind
-
+def _child(work: Callable[[Callable[[bytes], None]], None], out: int) -> None:
     status = 1
     try:
-        os.set_blocking(out, True)
         _leave_guest_behind(out)
-        if identity is not None:
-            _become(*identity)
+        os.set_blocking(out, True)
         sealing.make_undumpable()
         try:
             work(lambda data: _write(out, data))
@@ -37,12 +33,22 @@ def _child(work: Callable[[Callable[[bytes], None]], None], out: int, identity: 
         os._exit(status)
 
 
+def _leave_guest_behind(keep: int) -> None:
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, [])
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != keep:
+            try:
+                os.close(int(name))
+            except OSError:
+                continue  # the descriptor of listdir itself
+
+
 def _write(fd: int, data: bytes) -> None:
     while data:
         data = data[os.write(fd, data) :]
 
 
-async def run(loop: Loop, herd: Herd, stream: Stream, user: str, work: Callable[[Callable[[bytes], None]], None]) -> None:
+async def run(loop: Loop, stream: Stream, work: Callable[[Callable[[bytes], None]], None]) -> None:
     """Runs `work(write)` in a child and sends what it writes; raises the fault that it ends with.
 
     `write` takes whole lines; a line that starts with `!` is a fault.
@@ -55,13 +61,11 @@ async def run(loop: Loop, herd: Herd, stream: Stream, user: str, work: Callable[
         os.close(writer)
         raise
     if pid == 0:
-        _child(work, writer, herd.identity(user))
+        _child(work, writer)
     os.close(writer)
-    herd.adopt(pid)
     os.set_blocking(reader, False)
-    readable = Signal(loop)
     try:
-        await _forward(loop, stream, reader, readable)
+        await _forward(loop, stream, reader, Signal(loop))
     finally:
         loop.unwatch(reader)
         os.close(reader)
@@ -78,14 +82,14 @@ async def _forward(loop: Loop, stream: Stream, reader: int, readable: Signal) ->
         except BlockingIOError:
             continue
         if not data:
-            break
+            return
         lines, newline, tail = (tail + data).rpartition(b"\n")
         if not newline:
             continue
-        fault = lines.rpartition(b"\n")[2]
-        if fault.startswith(b"!"):
-            details = codec.decode(fault[1:])
-            raise Fault(details.pop("code"), details.pop("message"), **details)
+        before, _, last = lines.rpartition(b"\n")
+        fault = codec.decode(last[1:]) if last.startswith(b"!") else None
         loop.unwatch(reader)
-        await stream.write(lines + b"\n")
+        await stream.write((before if fault else lines) + b"\n")
+        if fault:
+            raise Fault(fault.pop("code"), fault.pop("message"), **fault)
         loop.watch(reader, READ, lambda events: readable.fire())
