@@ -7,9 +7,10 @@ import os
 import time
 from pathlib import Path
 
-from benchmarks.measure import Result, at_most, side_by_side
-from workspace import AsyncWorkspace
 from workspace.backends.local import jail
+
+from benchmarks.measure import Result, at_most
+from workspace import AsyncWorkspace
 
 
 async def bare_bwrap() -> None:

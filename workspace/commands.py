@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import signal as signals
 from collections import deque
@@ -10,10 +11,11 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from dataclasses import dataclass
 from typing import Any, Final
 
+from workspace.content import encode, to_bytes
 from workspace.errors import CommandFailed, CommandNotFound, CommandTimeout, InvalidArgument, OutOfMemory, WorkspaceError, printable
 from workspace.link import Stream
 from workspace.output import MAX_OUTPUT_BYTES, Capture, CommandResult, OutputChunk, TextSplitter
-from workspace.session import Session, stop
+from workspace.session import CANCEL_GRACE_S, Session, stop
 from workspace.spec import check_env
 
 Stdin = str | bytes | Iterable[bytes] | AsyncIterable[bytes] | None
@@ -63,6 +65,7 @@ def to_argv(command: str | Sequence[str], shell: str) -> list[str]:
         if isinstance(command, bytes) or not argv or not all(isinstance(word, str) for word in argv) or not argv[0]:
             raise InvalidArgument(f"command {command!r} is neither a string nor a non-empty list of strings with a program first")
     for word in argv:
+        encode(word, "the command")
         if "\0" in word:
             raise InvalidArgument(f"the argument {word[:80]!r} holds a NUL character, which no process can be given")
     return argv
@@ -82,20 +85,54 @@ def _checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
         raise InvalidArgument(f"env: {error}") from None
 
 
+def check_stdin(stdin: object) -> None:
+    """Raises `InvalidArgument` for what cannot be standard input."""
+    if stdin is not None and not isinstance(stdin, (str, bytes, bytearray, Iterable, AsyncIterable)):
+        raise InvalidArgument(f"stdin is {type(stdin).__name__}; it has to be text, bytes or an iterable of bytes")
+
+
 async def feed(stream: Stream, stdin: Stdin) -> None:
     """Sends standard input, however it is given, and its end."""
-    if isinstance(stdin, (str, bytes)):
-        await stream.send(stdin.encode() if isinstance(stdin, str) else stdin, end=True)
+    if isinstance(stdin, (str, bytes, bytearray)):
+        await stream.send(_bytes(stdin), end=True)
         return
     if isinstance(stdin, AsyncIterable):
         async for part in stdin:
-            if not await stream.send(part):
+            if not await stream.send(_bytes(part)):
                 return
     elif stdin is not None:
         for part in stdin:
-            if not await stream.send(part):
+            if not await stream.send(_bytes(part)):
                 return
     await stream.send(b"", end=True)
+
+
+def _bytes(data: object) -> bytes | bytearray | memoryview:
+    return to_bytes(data, "standard input")
+
+
+class _Feeding:
+    """Standard input on its way; a source that fails ends the command, and its error is the caller's."""
+
+    def __init__(self, stream: Stream, stdin: Stdin) -> None:
+        self._stream = stream
+        self._task = asyncio.ensure_future(feed(stream, stdin)) if stdin is not None else None
+        if self._task is not None:
+            self._task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._stream.cancel()
+
+    def check(self) -> None:
+        """Raises what the source raised."""
+        if self._task is not None and self._task.done():
+            self._task.result()
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
 
 
 class _Listener:
@@ -157,9 +194,11 @@ class AsyncCommandHandle:
             async with self._session.use():
                 self._reply.set_result(await self._stream.result())
         except (WorkspaceError, asyncio.CancelledError) as error:
-            self._reply.set_exception(error)
+            cancelled = isinstance(error, asyncio.CancelledError)
+            said = InvalidArgument(f"this handle of command {self.pid} was disconnected; connect to it again") if cancelled else error
+            self._reply.set_exception(said)
             self._reply.exception()
-            if isinstance(error, asyncio.CancelledError):
+            if cancelled:
                 raise
         finally:
             async with self._changed:
@@ -202,7 +241,7 @@ class AsyncCommandHandle:
         if not self._stdin_open:
             raise InvalidArgument(f"command {self.pid} has no standard input; start it with stdin=True")
         async with self._session.use():
-            if not await self._stream.send(data.encode() if isinstance(data, str) else data):
+            if not await self._stream.send(_bytes(data)):
                 raise CommandNotFound(f"command {self.pid} has ended and reads no more")
 
     async def close_stdin(self) -> None:
@@ -293,20 +332,20 @@ class AsyncCommands:
         Raises `CommandTimeout` after `timeout_s` (default: the spec's; None: no limit), when all that it started has
         been killed; `OutOfMemory`; with `check`, `CommandFailed` for a non-zero exit. Cancelling kills it.
         """
+        check_stdin(stdin)
         request = self._request(command, timeout_s, env, cwd=cwd, user=user, stdin=stdin is not None, merge=merge)
         capture, listener = Capture(max_output_bytes), _Listener(on_output, on_stdout, on_stderr)
         async with self._session.stream("command.run", **request) as stream:
-            feeding = asyncio.ensure_future(feed(stream, stdin)) if stdin is not None else None
+            feeding = _Feeding(stream, stdin)
             try:
                 async for flags, data in stream:
                     capture.feed(flags, data)
                     await listener.feed(flags, data)
                 await listener.finish()
                 reply = await stream.result()
+                feeding.check()
             finally:
-                if feeding is not None:
-                    feeding.cancel()
-                    await asyncio.gather(feeding, return_exceptions=True)
+                await feeding.stop()
         return finish(self._session, capture, reply, command, check)
 
     async def start(
@@ -335,9 +374,17 @@ class AsyncCommands:
             try:
                 pid = int((await stream.event()).get("pid", 0))
             except asyncio.CancelledError:
-                stream.cancel()
+                await asyncio.shield(self._abandon(stream, kill="background" in request))
                 raise
         return AsyncCommandHandle(self._session, stream, pid, limit, stdin)
+
+    async def _abandon(self, stream: Stream, kill: bool) -> None:
+        """A start that is cancelled: a command that runs by now is killed, nobody has a handle of it."""
+        with contextlib.suppress(WorkspaceError, TimeoutError):
+            event = await asyncio.wait_for(stream.event(), CANCEL_GRACE_S)
+            if kill:
+                await self._session.call("command.kill", pid=event.get("pid"))
+        stream.cancel()
 
     async def list(self) -> list[CommandInfo]:
         """Commands that run or have left processes behind, from every handle of this workspace."""

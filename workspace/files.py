@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import errno
 import posixpath
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -11,7 +12,8 @@ from os import PathLike
 from typing import IO, Any
 
 from workspace import fileinfo, transfer
-from workspace.errors import FileMissing, InvalidArgument, PathNotDirectory
+from workspace.content import encode, to_bytes
+from workspace.errors import FileError, FileMissing, InvalidArgument, PathNotDirectory
 from workspace.fileinfo import FileEvent, FileInfo, Match
 from workspace.link import Progress, Stream
 from workspace.session import Session
@@ -24,14 +26,14 @@ MAX_LINE = 64 * 1024 * 1024
 async def send_content(stream: Stream, content: Content, progress: Progress | None = None) -> None:
     """Sends a file's content, however it is given, piece by piece, then its end."""
     if isinstance(content, (str, bytes, bytearray, memoryview)):
-        data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+        data = to_bytes(content, "content")
         if progress is None:
             await stream.send(data, end=True)
             return
         content = _slices(memoryview(data))
     done = 0
     async for part in _parts(content):
-        if not await stream.send(part):
+        if not await stream.send(to_bytes(part, "content")):
             return
         done += len(part)
         if progress is not None:
@@ -108,6 +110,7 @@ class AsyncFiles:
         text = path if isinstance(path, str) else str(path)
         if "\0" in text or not text:
             raise InvalidArgument(f"path {text[:200]!r} is empty or holds a NUL character")
+        encode(text, "the path")
         return text
 
     def _base(self, path: str) -> str:
@@ -177,7 +180,7 @@ class AsyncFiles:
         `FileChanged`. Nothing is written on an error.
         """
         where = self._where(path)
-        before, after = (text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text for text in (old, new))
+        before, after = bytes(to_bytes(old, "old")), bytes(to_bytes(new, "new"))
         if not before:
             raise InvalidArgument("old is empty; use write or append")
         request = {"old_length": len(before), "expected_version": expected_version, "count": count}
@@ -242,6 +245,10 @@ class AsyncFiles:
             await self.stat(path)
         except (FileMissing, PathNotDirectory):
             return False
+        except FileError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            return False
         return True
 
     async def mkdir(self, path: str, *, parents: bool = True, exist_ok: bool = True) -> FileInfo:
@@ -251,7 +258,14 @@ class AsyncFiles:
     async def move(self, path: str, target: str, *, overwrite: bool = True) -> FileInfo:
         """Renames a file or directory; parents of `target` are made."""
         request = {"target": self._where(target), "overwrite": overwrite}
-        return self._info(await self._session.call("file.move", self._where(path), **request), target)
+        try:
+            return self._info(await self._session.call("file.move", self._where(path), **request), target)
+        except FileError as error:
+            if error.errno != errno.EXDEV:
+                raise
+        moved = await self.copy(path, target, overwrite=overwrite)
+        await self.remove(path, recursive=True)
+        return moved
 
     async def copy(self, path: str, target: str, *, overwrite: bool = True) -> FileInfo:
         """Copies a file or a whole directory with modes, times and links."""

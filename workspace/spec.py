@@ -112,7 +112,7 @@ def check_env(env: dict[str, str]) -> dict[str, str]:
     for name, value in env.items():
         if not isinstance(name, str) or not _ENV_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not a name for an environment variable: no '=', no NUL, not empty")
-        if not isinstance(value, str) or "\0" in value:
+        if not isinstance(value, str) or "\0" in value or any(0xD800 <= ord(char) < 0xDC80 for char in value):
             raise ValueError(f"environment variable {name!r} must be text without NUL, not {value!r:.80}")
     return env
 

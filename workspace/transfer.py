@@ -18,6 +18,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from workspace.content import to_bytes
 from workspace.errors import FileMissing, InvalidArgument, NoSpace, ProtocolError
 from workspace.link import Progress, Stream, parse
 
@@ -37,7 +38,7 @@ async def send_files(stream: Stream, files: Mapping[str, str | bytes]) -> None:
     """Sends many small files as records, many to a frame."""
     batch = bytearray()
     for path, content in files.items():
-        data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+        data = to_bytes(content, f"the content of {path!r}")
         batch += _record({"p": path, "t": "file", "s": len(data)})
         batch += data
         if len(batch) >= BATCH:

@@ -78,6 +78,7 @@ class LocalSandbox(Sandbox):
         self._lifeline: socket.socket | None = None
         self._child: Child | None = None
         self._errors: int | None = None
+        self._last_words = ""
         self._cgroup: cgroups.Cgroup | None = None
         self._uid: int | None = None
         self._limits: dict[str, str] = {}
@@ -259,8 +260,9 @@ class LocalSandbox(Sandbox):
     def _said(self) -> str:
         """What bubblewrap or the guest printed before the end."""
         if self._errors is None:
-            return ""
-        return os.pread(self._errors, 2000, 0).decode("utf-8", "replace").strip()
+            return self._last_words
+        size = os.fstat(self._errors).st_size
+        return os.pread(self._errors, 500, max(0, size - 500)).decode("utf-8", "replace").strip()
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._end, False)
@@ -281,6 +283,7 @@ class LocalSandbox(Sandbox):
             self._cgroup.remove()
             self._cgroup = None
         if self._errors is not None:
+            self._last_words = self._said()
             os.close(self._errors)
             self._errors = None
         with contextlib.suppress(OSError):

@@ -195,7 +195,7 @@ def _head(program: _Program, machine: str) -> None:
     program.add(_LD, _NR)
     if machine == X86_64:
         program.add(_JGE, _X32_BIT, "", "not_x32")
-        program.answer(_KILL)
+        program.answer(_refuse(errno.ENOSYS))
         program.label("not_x32")
 
 

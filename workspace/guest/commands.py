@@ -167,6 +167,7 @@ class Commands:
         self._config = config
         self._by_tag: dict[int, Command] = {}
         self._running = 0
+        self._sweep_due = False
         self._ended: dict[int, Command] = {}
 
     def run(self, stream: Stream, request: dict[str, Any]) -> object:
@@ -235,11 +236,13 @@ class Commands:
             while len(self._ended) > MAX_ENDED:
                 del self._ended[next(iter(self._ended))]
             self.loop.after(LINGER_S, lambda: self._ended.pop(command.pid, None))  # type: ignore[arg-type]
-        if len(self._by_tag) - self._running > SWEEP_AFTER:
-            self._sweep()
+        if len(self._by_tag) - self._running > SWEEP_AFTER and not self._sweep_due:
+            self._sweep_due = True
+            self.loop.after(0, lambda: self._sweep() and None)
 
     def _sweep(self) -> dict[int, list[int]]:
         """Forgets commands that are over and have left nothing; tag → pids of the others."""
+        self._sweep_due = False
         self.processes.reap()
         tagged = self.processes.tagged()
         for tag in [tag for tag, command in self._by_tag.items() if command.over and tag not in tagged]:

@@ -60,6 +60,14 @@ def open_regular(path: str, flags: int) -> int:
     raise Fault("not_regular", "not a regular file but a %s" % _TYPES.get(stat.S_IFMT(mode), "device"), path=path)
 
 
+def make_folder(path: str) -> None:
+    """`path` and its parents; what is there and no directory is `NotADirectoryError`."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path) from None
+
+
 def write_all(fd: int, data: bytes) -> None:
     written = os.write(fd, data)
     while written < len(data):
@@ -75,16 +83,17 @@ class Replacement:
 
     def __init__(self, path: str, mode: int | None, exclusive: bool = False) -> None:
         self._target = path
+        self._exclusive = exclusive
         self._temporary: str | None = None
         old = self._examine()
         if exclusive and old is not None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
         keep = stat.S_IMODE(old.st_mode) if old is not None else 0o644
-        wanted = keep if mode is None else mode
-        self.fd = self._open(wanted, old)
+        self._mode = mode if old is None else keep if mode is None else mode
+        self.fd = self._open(keep, old)
         try:
-            if old is not None or mode is not None:
-                self._dress(wanted, old)
+            if old is not None:
+                self._dress(old)
         except OSError:
             self.abandon()
             raise
@@ -112,7 +121,7 @@ class Replacement:
         try:
             return os.open(self._temporary, flags, mode)
         except FileNotFoundError:
-            os.makedirs(folder, exist_ok=True)
+            make_folder(folder)
             return os.open(self._temporary, flags, mode)
         except PermissionError:
             self._temporary = None
@@ -120,17 +129,15 @@ class Replacement:
                 raise
             return open_regular(self._target, os.O_WRONLY | os.O_TRUNC)
 
-    def _dress(self, mode: int, old: os.stat_result | None) -> None:
+    def _dress(self, old: os.stat_result) -> None:
         if self._temporary is None:
             return
-        if old is not None:
-            self._keep_owner(old)
-            for name in os.listxattr(self._target):
-                try:
-                    os.setxattr(self.fd, name, os.getxattr(self._target, name))
-                except PermissionError:
-                    continue  # an attribute that only the system sets
-        os.fchmod(self.fd, mode)
+        self._keep_owner(old)
+        for name in os.listxattr(self._target):
+            try:
+                os.setxattr(self.fd, name, os.getxattr(self._target, name))
+            except PermissionError:
+                continue  # an attribute that only the system sets
 
     def _keep_owner(self, old: os.stat_result) -> None:
         now = os.fstat(self.fd)
@@ -143,15 +150,24 @@ class Replacement:
     def commit(self) -> dict[str, Any]:
         """Puts the new content in place; the answer is the file's new row."""
         try:
-            info = os.fstat(self.fd)
+            if self._mode is not None:
+                os.fchmod(self.fd, self._mode)  # last: a write clears the setuid bits (write(2))
             if self._temporary is not None:
-                os.rename(self._temporary, self._target)
-                info = os.fstat(self.fd)
+                self._put_in_place(self._temporary)
+            info = os.fstat(self.fd)
         except OSError:
             self.abandon()
             raise
         os.close(self.fd)
         return {"row": row(os.path.basename(self._target), self._target, info)}
+
+    def _put_in_place(self, temporary: str) -> None:
+        if self._exclusive:
+            os.link(temporary, self._target)  # fails where there is something by now
+            os.unlink(temporary)
+        else:
+            os.rename(temporary, self._target)
+        self._temporary = None
 
     def abandon(self) -> None:
         os.close(self.fd)
@@ -215,12 +231,12 @@ class Files:
     async def append(self, stream: Stream, request: dict[str, Any]) -> dict[str, Any]:
         """Adds DATA to the end of a file, which is created where it is missing."""
         path = self._paths.real(request["path"])
+        if os.path.islink(path):
+            path = os.path.realpath(path)
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        except FileExistsError:
-            fd = open_regular(os.path.realpath(path), os.O_WRONLY | os.O_APPEND)
+            fd = open_regular(path, os.O_WRONLY | os.O_APPEND)
         except FileNotFoundError:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            make_folder(os.path.dirname(path))
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             while True:
@@ -300,21 +316,19 @@ class Files:
             os.mkdir(path)
         return {"row": row(os.path.basename(path.rstrip("/")), path, os.lstat(path))}
 
-    def move(self, stream: Stream, request: dict[str, Any]) -> object:
-        """Renames; across file systems it copies and removes."""
+    def move(self, stream: Stream, request: dict[str, Any]) -> dict[str, Any]:
+        """Renames; across file systems it fails with EXDEV, and the host copies and removes."""
         source, target = self._paths.real(request["path"]), self._paths.real(request["target"])
         os.lstat(source)
         if not request.get("overwrite", True) and os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
-        os.makedirs(os.path.dirname(target.rstrip("/")) or "/", exist_ok=True)
+        make_folder(os.path.dirname(target.rstrip("/")) or "/")
         try:
             os.rename(source, target)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            from . import trees
-
-            return trees.move_across(source, target)
+            raise Fault("EXDEV", "source and target lie on different file systems", path=request["path"]) from None
         return {"row": row(os.path.basename(target), target, os.lstat(target))}
 
     def chmod(self, stream: Stream, request: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Every command gets a *tag*: the soft limit RLIMIT_LOCKS, which the kernel has not used since Linux 2.4.25
 (getrlimit(2)). A child inherits it over fork and exec, daemonised or not, and the seccomp filter keeps user code from
-changing it: only who knows two secret words may (the filter compares unused argument registers). So the guest can tell which processes belong to which command without a process of its own in between.
+changing it: only who knows two secret words may (the filter compares unused argument registers). So the guest can
+tell which processes belong to which command without a process of its own in between.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import struct
 
 from . import codec
 from .faults import Fault
-from .files import READ_CHUNK, Replacement, open_regular, write_all
+from .files import READ_CHUNK, Replacement, make_folder, open_regular, write_all
 from .loop import Pause
 from .trees import walk
 
@@ -100,11 +100,11 @@ class Transfer:
     async def _unpack(self, reader: Reader, path: str, header: dict[str, Any], directories: list[Any]) -> None:
         kind = header["t"]
         if kind == "directory":
-            os.makedirs(path, exist_ok=True)
+            make_folder(path)
             if header.get("m") is not None:
                 directories.append((path, header))
         elif kind == "symlink":
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+            make_folder(os.path.dirname(path))
             if os.path.islink(path) or os.path.isfile(path):
                 os.unlink(path)
             os.symlink(header["l"], path)

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 
 from . import codec
 from .faults import Fault
-from .files import READ_CHUNK, open_regular, row, write_all
+from .files import READ_CHUNK, Replacement, make_folder, open_regular, row, write_all
 from .loop import Pause
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, AsyncIterator, Iterator
+    from typing import Any, AsyncIterator, Callable, Iterator
 
     from .channel import Stream
     from .paths import Paths
 
 BATCH = 128
-MAX_DEPTH = 512
 
 
 def scan(path: str) -> Iterator[tuple[str, str, os.stat_result]]:
@@ -36,14 +34,27 @@ def scan(path: str) -> Iterator[tuple[str, str, os.stat_result]]:
                 continue
 
 
-async def walk(root: str, depth: int | None, hidden: bool = True) -> AsyncIterator[tuple[str, str, os.stat_result]]:
-    """Everything below `root`, parents first, as (path relative to root, path, lstat)."""
+def _entries(folder: str, force: bool) -> list[tuple[str, str, os.stat_result]]:
+    try:
+        return sorted(scan(folder))
+    except PermissionError:
+        if not force:
+            raise
+        os.chmod(folder, 0o700)
+        return sorted(scan(folder))
+
+
+async def walk(root: str, depth: int | None, hidden: bool = True, force: bool = False) -> AsyncIterator[tuple[str, str, os.stat_result]]:
+    """Everything below `root`, parents first, as (path relative to root, path, lstat).
+
+    A directory below that cannot be read is left out, or with `force` made readable.
+    """
     waiting = [("", root, 0)]
     seen = 0
     while waiting:
         prefix, folder, level = waiting.pop()
         try:
-            entries = sorted(scan(folder))
+            entries = _entries(folder, force)
         except (PermissionError, FileNotFoundError, NotADirectoryError):
             if not level:
                 raise
@@ -56,41 +67,9 @@ async def walk(root: str, depth: int | None, hidden: bool = True) -> AsyncIterat
             seen += 1
             if not seen % BATCH:
                 await Pause()
-            if stat.S_ISDIR(info.st_mode) and level < MAX_DEPTH and (depth is None or level + 1 < depth):
+            if stat.S_ISDIR(info.st_mode) and (depth is None or level + 1 < depth):
                 below.append((prefix + name + "/", path, level + 1))
         waiting.extend(reversed(below))
-
-
-def remove_tree(path: str) -> None:
-    """Removes without following links; directories that are not writable are made so first."""
-
-    def retry(function: Any, failed: str, _: Any) -> None:
-        os.chmod(os.path.dirname(failed), 0o700)
-        function(failed)
-
-    shutil.rmtree(path, onerror=retry)
-
-
-def move_across(source: str, target: str) -> dict[str, Any]:
-    """A move between file systems: copied beside the target, put in place, then the source removed."""
-    parked = target + ".ws-moving"
-    if os.path.isdir(source) and not os.path.islink(source):
-        shutil.copytree(source, parked, symlinks=True)
-    else:
-        shutil.copy2(source, parked, follow_symlinks=False)
-    os.rename(parked, target)
-    _remove(source, True)
-    return {"row": row(os.path.basename(target), target, os.lstat(target))}
-
-
-def _remove(path: str, recursive: bool) -> None:
-    info = os.lstat(path)
-    if not stat.S_ISDIR(info.st_mode):
-        os.unlink(path)
-    elif recursive:
-        remove_tree(path)
-    else:
-        os.rmdir(path)
 
 
 class Rows:
@@ -109,6 +88,15 @@ class Rows:
         if self._rows:
             rows, self._rows = self._rows, []
             await self._stream.write(codec.encode(rows) + b"\n")
+
+
+def _forced(remove: Callable[[str], None], path: str) -> None:
+    """Removes; where the directory around it is not writable, it is made so first."""
+    try:
+        remove(path)
+    except PermissionError:
+        os.chmod(os.path.dirname(path), 0o700)
+        remove(path)
 
 
 class Trees:
@@ -156,22 +144,23 @@ class Trees:
             if request.get("missing_ok"):
                 return
             raise
-        if stat.S_ISDIR(info.st_mode) and request.get("recursive"):
-            await self._empty(path)
-        _remove(path, request.get("recursive", False))
+        if not stat.S_ISDIR(info.st_mode):
+            os.unlink(path)
+        elif request.get("recursive"):
+            await self._remove_tree(path)
+        else:
+            os.rmdir(path)
 
-    async def _empty(self, path: str) -> None:
-        """Removes files step by step, so that a large tree delays nobody; what is left goes in one call."""
-        count = 0
-        async for _, entry, info in walk(path, None):
-            if not stat.S_ISDIR(info.st_mode):
-                try:
-                    os.unlink(entry)
-                except OSError:
-                    continue  # remove_tree makes the directory writable, or reports it
-                count += 1
-                if not count % BATCH:
-                    await Pause()
+    async def _remove_tree(self, path: str) -> None:
+        """Removes step by step, so that a large tree delays nobody; links are not followed, modes do not keep it from it."""
+        directories = [path]
+        async for _, entry, info in walk(path, None, force=True):
+            if stat.S_ISDIR(info.st_mode):
+                directories.append(entry)
+            else:
+                _forced(os.unlink, entry)
+        for directory in reversed(directories):
+            _forced(os.rmdir, directory)
 
     async def copy(self, stream: Stream, request: dict[str, Any]) -> None:
         """Copies a file or a directory with modes, times and links; an existing target file is replaced."""
@@ -179,17 +168,17 @@ class Trees:
         info = os.stat(source) if request.get("follow", True) else os.lstat(source)
         if not request.get("overwrite", True) and os.path.lexists(target):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
-        os.makedirs(os.path.dirname(target.rstrip("/")), exist_ok=True)
+        make_folder(os.path.dirname(target.rstrip("/")))
         if not stat.S_ISDIR(info.st_mode):
             await self._copy_one(source, target, info)
             return
         if (os.path.realpath(target) + "/").startswith(os.path.realpath(source) + "/"):
             raise Fault("EINVAL", "a directory cannot be copied into itself", path=request["target"])
-        os.makedirs(target, exist_ok=True)
+        make_folder(target)
         directories = [(target, info)]
         async for name, path, entry in walk(source, None):
             if stat.S_ISDIR(entry.st_mode):
-                os.makedirs(target + "/" + name, exist_ok=True)
+                make_folder(target + "/" + name)
                 directories.append((target + "/" + name, entry))
             else:
                 await self._copy_one(path, target + "/" + name, entry)
@@ -208,8 +197,6 @@ class Trees:
             raise Fault("not_regular", "FIFOs, sockets and devices are not copied", path=source)
 
     async def _copy_content(self, source: str, target: str, info: os.stat_result) -> None:
-        from .files import Replacement
-
         reader = open_regular(source, os.O_RDONLY)
         try:
             new = Replacement(target, stat.S_IMODE(info.st_mode))

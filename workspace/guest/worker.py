@@ -89,7 +89,8 @@ async def _forward(loop: Loop, stream: Stream, reader: int, readable: Signal) ->
         before, _, last = lines.rpartition(b"\n")
         fault = codec.decode(last[1:]) if last.startswith(b"!") else None
         loop.unwatch(reader)
-        await stream.write((before if fault else lines) + b"\n")
+        if before or not fault:
+            await stream.write((before if fault else lines) + b"\n")
         if fault:
             raise Fault(fault.pop("code"), fault.pop("message"), **fault)
         loop.watch(reader, READ, lambda events: readable.fire())
