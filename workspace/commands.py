@@ -11,6 +11,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, I
 from dataclasses import dataclass
 from typing import Any, Final
 
+from workspace import untrusted
 from workspace.content import encode, to_bytes
 from workspace.errors import CommandFailed, CommandNotFound, CommandTimeout, InvalidArgument, OutOfMemory, WorkspaceError, printable
 from workspace.link import Stream
@@ -98,17 +99,23 @@ async def feed(stream: Stream, stdin: Stdin) -> None:
         return
     if isinstance(stdin, AsyncIterable):
         async for part in stdin:
-            if not await stream.send(_bytes(part)):
+            if not await stream.send(_piece(part)):
                 return
     elif stdin is not None:
         for part in stdin:
-            if not await stream.send(_bytes(part)):
+            if not await stream.send(_piece(part)):
                 return
     await stream.send(b"", end=True)
 
 
 def _bytes(data: object) -> bytes | bytearray | memoryview:
     return to_bytes(data, "standard input")
+
+
+def _piece(data: object) -> bytes | bytearray | memoryview:
+    if isinstance(data, str):
+        raise InvalidArgument(f"the pieces of standard input have to be bytes, not text ({data!r:.60})")
+    return _bytes(data)
 
 
 class _Feeding:
@@ -263,6 +270,8 @@ class AsyncCommandHandle:
     async def wait(self, check: bool = False) -> CommandResult:
         """The result, when the command has ended."""
         reply = await asyncio.shield(self._reply)
+        if "detached" in reply:
+            raise InvalidArgument(f"this handle of command {self.pid} was disconnected; connect to it again")
         return finish(self._session, self._capture, reply, f"command {self.pid}", check)
 
     async def disconnect(self) -> None:
@@ -275,8 +284,10 @@ class AsyncCommandHandle:
 
 def finish(session: Session, capture: Capture, reply: dict[str, Any], command: str | Sequence[str], check: bool) -> CommandResult:
     """The result that a reply stands for, or the error that it amounts to."""
-    number = reply.get("signal")
-    result = capture.result(int(reply.get("exit_code", 0)), number, float(reply.get("duration_s", 0.0)), int(reply.get("pid", 0)))
+    given = reply.get("signal")
+    number = None if given is None else untrusted.number(given, 1, 255)
+    pid, exit_code = untrusted.number(reply.get("pid"), 0), untrusted.number(reply.get("exit_code"), 0, 511)
+    result = capture.result(exit_code, number, untrusted.seconds(reply.get("duration_s")), pid)
     if result.exit_code == 0 and reply.get("reason") is None:
         return result
     what = _shown(command)
@@ -304,6 +315,8 @@ class AsyncCommands:
         spec = self._session.sandbox.spec
         limit = spec.timeout_s if isinstance(timeout_s, _Default) else check_timeout(timeout_s)
         argv = to_argv(command, str(self._session.hello.get("shell", "/bin/sh")))
+        if rest.pop("max_output_bytes") < 0:
+            raise InvalidArgument("max_output_bytes cannot be negative")
         return {"argv": argv, "env": _checked_env(env), "timeout_s": limit, **rest}
 
     async def run(
@@ -333,7 +346,8 @@ class AsyncCommands:
         been killed; `OutOfMemory`; with `check`, `CommandFailed` for a non-zero exit. Cancelling kills it.
         """
         check_stdin(stdin)
-        request = self._request(command, timeout_s, env, cwd=cwd, user=user, stdin=stdin is not None, merge=merge)
+        about = {"cwd": cwd, "user": user, "merge": merge, "max_output_bytes": max_output_bytes}
+        request = self._request(command, timeout_s, env, stdin=stdin is not None, **about)
         capture, listener = Capture(max_output_bytes), _Listener(on_output, on_stdout, on_stderr)
         async with self._session.stream("command.run", **request) as stream:
             feeding = _Feeding(stream, stdin)
@@ -361,7 +375,8 @@ class AsyncCommands:
         max_output_bytes: int = MAX_OUTPUT_BYTES,
     ) -> AsyncCommandHandle:
         """Starts a command in the background and returns when it runs. It lives until it ends or the workspace closes."""
-        request = self._request(command, timeout_s, env, cwd=cwd, user=user, stdin=stdin, merge=merge, background=True)
+        about = {"cwd": cwd, "user": user, "merge": merge, "max_output_bytes": max_output_bytes}
+        request = self._request(command, timeout_s, env, stdin=stdin, background=True, **about)
         return await self._listen("command.run", request, max_output_bytes, stdin)
 
     async def connect(self, pid: int, max_output_bytes: int = MAX_OUTPUT_BYTES) -> AsyncCommandHandle:
@@ -372,7 +387,7 @@ class AsyncCommands:
         async with self._session.use() as link:
             stream = link.request(method, **request)
             try:
-                pid = int((await stream.event()).get("pid", 0))
+                pid = untrusted.number((await stream.event()).get("pid"), 0)
             except asyncio.CancelledError:
                 await asyncio.shield(self._abandon(stream, kill="background" in request))
                 raise
@@ -389,7 +404,7 @@ class AsyncCommands:
     async def list(self) -> list[CommandInfo]:
         """Commands that run or have left processes behind, from every handle of this workspace."""
         reply = await self._session.call("command.list")
-        return [_info(entry) for entry in reply.get("commands", ())]
+        return [_info(untrusted.fields(entry)) for entry in untrusted.items(reply.get("commands"))]
 
     async def kill(self, pid: int) -> bool:
         """Kills a command with all it started, or one process that a command left behind. False if there is none."""
@@ -408,12 +423,12 @@ def _shown(command: str | Sequence[str]) -> str:
 
 def _info(entry: dict[str, Any]) -> CommandInfo:
     return CommandInfo(
-        pid=int(entry["pid"]),
-        argv=tuple(str(word) for word in entry["argv"]),
-        cwd=str(entry["cwd"]),
-        user=str(entry["user"]),
-        background=bool(entry["background"]),
-        started_at=float(entry["started_at"]),
-        ended=bool(entry["ended"]),
-        pids=tuple(int(pid) for pid in entry["pids"]),
+        pid=untrusted.number(entry.get("pid"), 0),
+        argv=tuple(untrusted.text(word) for word in untrusted.items(entry.get("argv"))),
+        cwd=untrusted.text(entry.get("cwd")),
+        user=untrusted.text(entry.get("user")),
+        background=bool(entry.get("background")),
+        started_at=untrusted.seconds(entry.get("started_at")),
+        ended=bool(entry.get("ended")),
+        pids=tuple(untrusted.number(pid, 0) for pid in untrusted.items(entry.get("pids"))),
     )

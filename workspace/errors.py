@@ -195,6 +195,7 @@ class EditMismatch(FileError, ValueError):
     """The text to replace does not occur in the file, or not as often as said; nothing was written."""
 
 
+_NUMBERS = {name: number for number, name in errno.errorcode.items()}
 _FILE_ERRORS: dict[str, tuple[type[FileError], int]] = {
     "ENOENT": (FileMissing, errno.ENOENT),
     "EEXIST": (FileTaken, errno.EEXIST),
@@ -230,13 +231,20 @@ def from_guest(details: dict[str, Any], path: str | None = None) -> WorkspaceErr
     if code in _FILE_ERRORS:
         kind, number = _FILE_ERRORS[code]
         return kind(number, message, name) if name is not None else kind(number, message)
-    if code in errno.errorcode.values():
-        return FileError(getattr(errno, code), message, name)
+    if code in _NUMBERS:
+        return FileError(_NUMBERS[code], message, name)
     return WorkspaceError(f"the guest failed: {message}")
 
 
+def host_error(error: OSError, path: str) -> FileError:
+    """The error of this tree for one of the host's own file system."""
+    code = errno.errorcode.get(error.errno or 0, "")
+    kind, number = _FILE_ERRORS.get(code, (FileError, error.errno or errno.EIO))
+    return kind(number, error.strerror or str(error), error.filename if isinstance(error.filename, str) else path)
+
+
 def _cannot_start(code: str, message: str, name: str | None) -> WorkspaceError:
-    number = getattr(errno, code, errno.EIO)
+    number = _NUMBERS.get(code, errno.EIO)
     if code == "E2BIG":
         message = f"{message}: argv and env together are over the kernel's limit; pass large data by stdin or a file"
         return CannotStart(number, message)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from workspace.errors import ProtocolError
+from workspace.untrusted import items, load, number, text
 
 FileType = Literal["file", "directory", "symlink", "fifo", "socket", "device"]
 _TYPES = frozenset({"file", "directory", "symlink", "fifo", "socket", "device"})
@@ -64,53 +64,29 @@ def absolute(path: str, home: str = "/home/user") -> str:
     return "/" + "/".join(parts)
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ProtocolError(f"the guest sent {value!r:.40} where text belongs")
-    return value
-
-
-def _number(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ProtocolError(f"the guest sent {value!r:.40} where a number belongs")
-    return value
-
-
 def info(row: object, path: str) -> FileInfo:
     """The entry at `path` that a row stands for; raises `ProtocolError` for a malformed row."""
-    if not isinstance(row, list) or len(row) != 9 or row[1] not in _TYPES:
+    if not isinstance(row, list) or len(row) != 9 or text(row[1]) not in _TYPES:
         raise ProtocolError(f"the guest sent a malformed entry: {row!r:.80}")
     _, kind, mode, size, mtime, uid, gid, version, target = row
     for value in (mode, size, mtime, uid, gid):
-        if type(value) is not int:
-            _number(value)
-    return FileInfo(path, kind, mode, size, mtime, uid, gid, _text(version), None if target is None else _text(target))
+        number(value)
+    return FileInfo(path, kind, mode, size, mtime, uid, gid, text(version), None if target is None else text(target))
 
 
 def rows(line: bytes, base: str) -> list[FileInfo]:
     """The entries in one line of a listing below `base`."""
     prefix = base.rstrip("/") + "/"
-    return [info(row, prefix + _text(row[0])) for row in load_list(line)]
-
-
-def load_list(line: bytes) -> list[Any]:
-    """One line of JSON from the guest that has to be a list."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the guest sent malformed JSON: {error}") from None
-    if not isinstance(value, list):
-        raise ProtocolError("the guest sent JSON that is not a list")
-    return value
+    return [info(row, prefix + text(row[0])) for row in items(load(line))]
 
 
 def match(line: bytes, base: str) -> Match:
     """One line of a search below `base`."""
-    values = load_list(line)
+    values = items(load(line))
     if len(values) != 4:
         raise ProtocolError("the guest sent a malformed match")
-    path, number, column, text = values
-    return Match(posixpath.join(base, _text(path)), _number(number), _number(column), _text(text))
+    path, line_number, column, found = values
+    return Match(posixpath.join(base, text(path)), number(line_number), number(column), text(found))
 
 
 _KINDS = frozenset({"created", "modified", "removed", "moved", "metadata", "overflow"})
@@ -118,8 +94,8 @@ _KINDS = frozenset({"created", "modified", "removed", "moved", "metadata", "over
 
 def event(values: object, base: str) -> FileEvent:
     """One change below `base`."""
-    if not isinstance(values, list) or len(values) != 4 or values[0] not in _KINDS:
+    if not isinstance(values, list) or len(values) != 4 or text(values[0]) not in _KINDS:
         raise ProtocolError(f"the guest sent a malformed event: {values!r:.80}")
     kind, path, is_directory, source = values
-    where = posixpath.join(base, _text(path)).rstrip("/")
-    return FileEvent(kind, where, bool(is_directory), None if source is None else posixpath.join(base, _text(source)))
+    where = posixpath.join(base, text(path)).rstrip("/")
+    return FileEvent(kind, where, bool(is_directory), None if source is None else posixpath.join(base, text(source)))

@@ -11,9 +11,9 @@ from operator import itemgetter
 from os import PathLike
 from typing import IO, Any
 
-from workspace import fileinfo, transfer
+from workspace import fileinfo, transfer, untrusted
 from workspace.content import encode, to_bytes
-from workspace.errors import FileError, FileMissing, InvalidArgument, PathNotDirectory
+from workspace.errors import FileError, FileMissing, InvalidArgument, PathNotDirectory, WorkspaceGone
 from workspace.fileinfo import FileEvent, FileInfo, Match
 from workspace.link import Progress, Stream
 from workspace.session import Session
@@ -72,6 +72,7 @@ class AsyncWatch:
 
     def __init__(self, session: Session, path: str, base: str, recursive: bool) -> None:
         self._base = base
+        self._session = session
         self._context = session.stream("watch.start", path, recursive=recursive)
         self._stream: Stream | None = None
 
@@ -86,15 +87,19 @@ class AsyncWatch:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._stream = None
         await self._context.__aexit__(None, None, None)
+        self._stream = None
 
     async def __aiter__(self) -> AsyncIterator[FileEvent]:
         if self._stream is None:
             raise InvalidArgument("a watch is used with `async with` before it is iterated over")
         async for line in lines(self._stream):
-            for values in fileinfo.load_list(line):
+            for values in untrusted.items(untrusted.load(line)):
                 yield fileinfo.event(values, self._base)
+        try:
+            await self._stream.result()
+        except WorkspaceGone as error:
+            raise await self._session.explain(error) from error
 
 
 class AsyncFiles:
@@ -154,7 +159,7 @@ class AsyncFiles:
         """Writes many files in one go, each in one step; how many. The fast way for small files."""
         async with self._session.stream("transfer.write", "/workspace", absolute=True) as stream:
             await transfer.send_files(stream, {self._where(path): content for path, content in files.items()})
-            return int((await stream.result()).get("count", 0))
+            return untrusted.number((await stream.result()).get("count"), 0)
 
     async def append(self, path: str, content: Content) -> FileInfo:
         """Adds to the end of a file, which is made where it is missing."""
@@ -226,6 +231,8 @@ class AsyncFiles:
     ) -> builtins.list[Match]:
         """Lines that match a regular expression (Python's `re`), or hold a `fixed` text. Binary files are left out."""
         where = self._where(path)
+        if max_matches is not None and max_matches < 1:
+            raise InvalidArgument(f"max_matches={max_matches!r} has to be at least 1, or None for all")
         base = self._base(where)
         request = {"pattern": pattern, "glob": glob, "fixed": fixed, "ignore_case": ignore_case, "max_matches": max_matches}
         async with self._session.stream("guest.grep", where, **request) as stream:
@@ -303,7 +310,7 @@ class AsyncFiles:
             where = posixpath.join(where, source.root.name)
         async with self._session.stream("transfer.write", where) as stream:
             await transfer.send_tree(stream, source, progress)
-            return int((await stream.result()).get("count", 0))
+            return untrusted.number((await stream.result()).get("count"), 0)
 
     async def _is_directory(self, path: str) -> bool:
         try:

@@ -13,13 +13,17 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from workspace.errors import ProtocolError, ResourceExhausted, WorkspaceGone, from_guest
+from workspace import untrusted
+from workspace.errors import ProtocolError, ResourceExhausted, WorkspaceError, WorkspaceGone, from_guest, printable
 from workspace.guest import wire
 
+REASONS = frozenset({"closed", "expired", "owner_gone", "protocol"})
+"""What a guest may say about its end; anything else counts as killed."""
 HELLO_TIMEOUT_S = 20.0
 QUIET_S = 10.0
 """With requests open and nothing heard for so long, the guest is pinged; twice that and it counts as stalled."""
-MAX_EVENTS = 64
+MAX_EVENTS = 16
+MAX_EVENT_BYTES = 64 * 1024
 MAX_STREAMS = 4000
 _BUFFER = 256 * 1024
 
@@ -29,7 +33,7 @@ class Stream:
 
     def __init__(self, link: Link, stream_id: int, path: str | None) -> None:
         self.id = stream_id
-        self._events: deque[dict[str, Any]] = deque()
+        self._events: deque[bytes] = deque()
         self._link = link
         self._path = path
         self._credit = wire.WINDOW
@@ -88,7 +92,7 @@ class Stream:
             if self._ended:
                 raise self._error or ProtocolError("the guest ended a stream without the event it owes")
             await self._wait()
-        return self._events.popleft()
+        return parse(self._events.popleft())
 
     async def result(self) -> dict[str, Any]:
         """The reply; raises what the guest or the link reports. DATA that nobody iterates over is dropped."""
@@ -129,9 +133,9 @@ class Stream:
         self._notify()
 
     def receive_event(self, payload: bytes) -> None:
-        if len(self._events) >= MAX_EVENTS:
+        if len(self._events) >= MAX_EVENTS or len(payload) > MAX_EVENT_BYTES:
             raise ProtocolError(f"the guest flooded stream {self.id} with events")
-        self._events.append(parse(payload))
+        self._events.append(payload)
         self._notify()
 
     def receive_credit(self, amount: int) -> None:
@@ -147,8 +151,9 @@ class Stream:
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
 
-    def fail(self, payload: bytes) -> None:
-        self.finish(None, from_guest(parse(payload), self._path))
+    def error(self, payload: bytes) -> WorkspaceError:
+        """What an ERROR payload stands for."""
+        return from_guest(parse(payload), self._path)
 
     def _notify(self) -> None:
         if self._wake is not None and not self._wake.done():
@@ -157,13 +162,7 @@ class Stream:
 
 def parse(payload: bytes) -> dict[str, Any]:
     """The JSON object in a control payload from the guest; raises `ProtocolError`."""
-    try:
-        value = json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"the guest sent malformed JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ProtocolError("the guest sent JSON that is not an object")
-    return value
+    return untrusted.fields(untrusted.load(payload))
 
 
 class Link(asyncio.BufferedProtocol):
@@ -329,11 +328,13 @@ class Link(asyncio.BufferedProtocol):
         if kind == wire.DATA:
             stream.receive(flags, payload)
         elif kind == wire.REPLY:
+            reply = parse(payload)
             del self._streams[stream_id]
-            stream.finish(parse(payload), None)
+            stream.finish(reply, None)
         elif kind == wire.ERROR:
+            error = stream.error(payload)
             del self._streams[stream_id]
-            stream.fail(payload)
+            stream.finish(None, error)
         elif kind == wire.EVENT:
             stream.receive_event(payload)
         elif kind == wire.CREDIT:
@@ -349,7 +350,9 @@ class Link(asyncio.BufferedProtocol):
             self._hello_come.set_result(None)
         elif kind == wire.GOODBYE:
             details = parse(payload)
-            self._goodbye = WorkspaceGone(f"the sandbox ended: {details.get('message')!s:.500}", str(details.get("reason"))[:40])
+            reason = details.get("reason")
+            message = printable(str(details.get("message"))[:500])
+            self._goodbye = WorkspaceGone(f"the sandbox ended: {message}", reason if reason in REASONS else "killed")
         elif kind != wire.PONG:
             raise ProtocolError(f"the guest sent a frame of kind {kind} to the link")
 

@@ -8,7 +8,6 @@ import errno
 import fnmatch
 import json
 import os
-import posixpath
 import secrets
 import stat
 import struct
@@ -18,8 +17,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from workspace import untrusted
 from workspace.content import to_bytes
-from workspace.errors import FileMissing, InvalidArgument, NoSpace, ProtocolError
+from workspace.errors import FileMissing, InvalidArgument, NoSpace, ProtocolError, WorkspaceError, host_error
 from workspace.link import Progress, Stream, parse
 
 LENGTH = struct.Struct("!I")
@@ -132,8 +132,8 @@ class Downloaded:
 
     def told(self, reply: dict[str, Any]) -> Downloaded:
         """With what the guest adds."""
-        skipped = [str(name) for name in reply.get("skipped", ())]
-        return replace(self, skipped=(*self.skipped, *skipped), changed=tuple(str(name) for name in reply.get("changed", ())))
+        skipped, changed = (tuple(untrusted.text(name) for name in untrusted.items(reply.get(key))) for key in ("skipped", "changed"))
+        return replace(self, skipped=(*self.skipped, *skipped), changed=changed)
 
 
 class _Records:
@@ -184,10 +184,10 @@ def _parts(path: object) -> list[str]:
 
 def _stays_inside(parts: list[str], target: str) -> bool:
     """Whether a link at `parts` with this target points into the tree, by its text alone."""
-    if target.startswith("/") or not target:
-        return False
-    where = posixpath.normpath(posixpath.join(*parts[:-1], target)) if len(parts) > 1 else posixpath.normpath(target)
-    return where != ".." and not where.startswith("../")
+    steps = [step for step in target.split("/") if step not in ("", ".")]
+    up = next((index for index, step in enumerate(steps) if step != ".."), len(steps))
+    # `..` after a name may mean anything, because the name may be a link; before one it climbs real directories.
+    return bool(target) and not target.startswith("/") and ".." not in steps[up:] and up < len(parts)
 
 
 class _Destination:
@@ -256,7 +256,7 @@ class _Destination:
             while view:
                 view = view[os.write(fd, view) :]
         os.fchmod(fd, _whole(header.get("m")) & 0o777)
-        mtime = _whole(header.get("n"))
+        mtime = _time(header.get("n"))
         os.utime(fd, ns=(mtime, mtime))
 
 
@@ -264,10 +264,12 @@ def _temporary() -> str:
     return f".ws-{secrets.token_hex(8)}"
 
 
+def _time(value: object) -> int:
+    return untrusted.number(value, -(1 << 62), 1 << 62)
+
+
 def _whole(value: object) -> int:
-    if not isinstance(value, int) or not 0 <= value < 1 << 63:
-        raise ProtocolError(f"the guest sent {value!r:.40} where a size or time belongs")
-    return value
+    return untrusted.number(value, 0, 1 << 62)
 
 
 @dataclass
@@ -300,11 +302,20 @@ class Target:
 
 async def receive_tree(stream: Stream, target: Target) -> Downloaded:
     """Unpacks the records that come on `stream`: a directory into the target, a file to or into it."""
+    try:
+        return await _receive(stream, target)
+    except OSError as error:
+        if isinstance(error, WorkspaceError):
+            raise
+        raise host_error(error, str(target.host_path)) from error
+
+
+async def _receive(stream: Stream, target: Target) -> Downloaded:
     records = _Records(stream)
     path = Path(target.host_path)
     header = await records.header()
     if header is None:
-        await stream.result()
+        await stream.result()  # raises what the guest says, before anything is made
         path.mkdir(parents=True, exist_ok=True)
         return Downloaded(0, 0)
     if header.get("p") == "" and header.get("t") == "file":
@@ -335,7 +346,7 @@ async def _receive_all(records: _Records, first: dict[str, Any], destination: _D
         parts, kind = _parts(header.get("p")), header.get("t")
         if kind == "directory":
             os.close(destination.folder(parts))
-            directories.append((parts, _whole(header.get("m")), _whole(header.get("n"))))
+            directories.append((parts, _whole(header.get("m")), _time(header.get("n"))))
         elif kind == "symlink" and parts and _stays_inside(parts, str(header.get("l"))):
             destination.link(parts, str(header.get("l")))
         elif kind == "symlink":

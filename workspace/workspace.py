@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 import warnings
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-from workspace import registry, settings
-from workspace.backend import Pausing, Sandbox, SandboxInfo, SandboxRecord
+from workspace import registry, settings, untrusted
+from workspace.backend import Backend, Pausing, Sandbox, SandboxInfo, SandboxRecord
 from workspace.commands import DEFAULT, AsyncCommands, OnOutput, OnText, Stdin, Timeout
 from workspace.errors import InvalidArgument, NotSupported, SettingsError, WorkspaceClosed, WorkspaceGone
 from workspace.files import AsyncFiles
@@ -20,7 +21,7 @@ from workspace.output import MAX_OUTPUT_BYTES, CommandResult
 from workspace.session import Session
 from workspace.spec import NetworkPolicy, Resources, WorkspaceSpec, make_spec
 
-T = TypeVar("T")
+JOIN_TIMEOUT_S = 10.0
 
 
 class IsolationWarning(UserWarning):
@@ -194,7 +195,7 @@ class AsyncWorkspace:
             from workspace import directory
 
             chosen = await directory.find(key, backend, profile)
-            return await cls._dial(await chosen.attach(key), new=False)
+            return await cls._join(chosen, key)
 
         return Opening(open_it)
 
@@ -204,6 +205,17 @@ class AsyncWorkspace:
         from workspace import directory
 
         return await directory.records(backend)
+
+    @classmethod
+    async def _join(cls, backend: Backend, key: str) -> AsyncWorkspace:
+        """Attaches; a sandbox that ends in the same moment is started anew."""
+        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        while True:
+            try:
+                return await cls._dial(await backend.attach(key), new=False)
+            except WorkspaceGone:
+                if time.monotonic() > deadline:
+                    raise
 
     @classmethod
     async def _dial(cls, sandbox: Sandbox, new: bool) -> AsyncWorkspace:
@@ -281,7 +293,9 @@ class AsyncWorkspace:
         """What it uses now."""
         reply = await self._session.call("metrics.read")
         names = ("at", "processes", "cpu_s", "memory_bytes", "disk_total_bytes", "disk_free_bytes", "inodes_total", "inodes_free")
-        return Metrics(*(reply.get(name, 0) for name in names))
+        return Metrics(
+            *(untrusted.seconds(reply.get(name)) if name in ("at", "cpu_s") else untrusted.number(reply.get(name)) for name in names)
+        )
 
     async def ping(self) -> float:
         """Seconds that one round trip to the guest takes."""

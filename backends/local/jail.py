@@ -86,8 +86,8 @@ def arguments(program: str, plan: Plan, sources: Sources) -> list[str]:
         *_namespaces(plan.spec),
         *_root(plan, sources),
         *_proc(),
-        *_dev(plan.spec),
-        *_tmp(plan.spec),
+        *_dev(),
+        *_memory(plan.spec, sources),
         *_etc(plan, sources),
         *_prefixes(plan, sources),
         *["--bind", plan.workspace, "/workspace"],
@@ -136,13 +136,30 @@ def _proc() -> list[str]:
     return out
 
 
-def _dev(spec: WorkspaceSpec) -> list[str]:
-    shm = str(spec.resources.shm_bytes)
-    return ["--dev", "/dev", "--perms", "1777", "--size", shm, "--tmpfs", "/dev/shm"]
+def _dev() -> list[str]:
+    return ["--dev", "/dev"]
 
 
-def _tmp(spec: WorkspaceSpec) -> list[str]:
-    return ["--perms", "1777", "--size", str(spec.resources.tmp_bytes), "--tmpfs", "/tmp"]
+def in_memory(spec: WorkspaceSpec) -> dict[str, tuple[int, int]]:
+    """The places that lie in memory, /tmp and /dev/shm: name → (bytes, inodes). Together less than the memory limit.
+
+    What fills them can then be told (`ENOSPC`) before the kernel has to kill for it.
+    """
+    memory = spec.resources.memory_bytes
+    sizes = {"tmp": min(spec.resources.tmp_bytes, memory // 2), "shm": min(spec.resources.shm_bytes, memory // 4)}
+    return {name: (size, max(1024, size // 16384)) for name, size in sizes.items()}
+
+
+def _memory(spec: WorkspaceSpec, sources: Sources) -> list[str]:
+    """Staged, they have a limit of inodes, too; bubblewrap's own tmpfs has a limit of size alone."""
+    out: list[str] = []
+    for name, (size, _) in in_memory(spec).items():
+        target = "/dev/shm" if name == "shm" else "/" + name
+        if sources.stage is not None:
+            out += ["--bind", f"{sources.stage}/{name}", target]
+        else:
+            out += ["--perms", "1777", "--size", str(size), "--tmpfs", target]
+    return out
 
 
 def _etc(plan: Plan, sources: Sources) -> list[str]:

@@ -92,6 +92,10 @@ def build_stage(request):
         point = "%s/%d" % (stage, index)
         os.mkdir(point)
         mount(source, point, "", MS_BIND | MS_REC)
+    for name, (size, inodes) in request["memory"].items():
+        os.mkdir(stage + "/" + name)
+        limits = "mode=1777,size=%d,nr_inodes=%d,uid=%d,gid=%d" % (size, inodes, request["uid"], request["gid"])
+        mount("tmpfs", stage + "/" + name, "tmpfs", MS_NOSUID | MS_NODEV, limits)
     if request.get("disk"):
         mount_disk(stage, request["disk"], request["uid"], request["gid"])
 

@@ -83,9 +83,10 @@ class Host:
         words = {"hard": "all processes together", "per_process": "each process", "none": "not enforced"}
         found = {}
         of_each: dict[str, Enforcement] = {"open_files": "per_process", "file_bytes": "per_process"}
+        memory = {f"{name}_bytes": size for name, (size, _) in jail.in_memory(WorkspaceSpec(resources=resources)).items()}
         held = {**self.enforcement(), **of_each, "disk_bytes": "hard" if has_disk else "none"}
         for name, how in held.items():
-            value = getattr(resources, name)
+            value = memory.get(name, getattr(resources, name))
             found[name] = f"{value if value is not None else 'unlimited'} ({words[how]})"
         return found
 

@@ -9,13 +9,14 @@ import json
 import os
 import secrets
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from workspace.backend import Sandbox, SandboxInfo
-from workspace.errors import BackendUnavailable, StartFailed, WorkspaceGone
+from workspace.errors import BackendUnavailable, StartFailed, WorkspaceGone, printable
 from workspace.spec import WorkspaceSpec
 
 from . import bundle, cgroups, disk, interpreter, jail, seccomp, uids
@@ -79,6 +80,7 @@ class LocalSandbox(Sandbox):
         self._child: Child | None = None
         self._errors: int | None = None
         self._last_words = ""
+        self._ending = threading.Lock()
         self._cgroup: cgroups.Cgroup | None = None
         self._uid: int | None = None
         self._limits: dict[str, str] = {}
@@ -122,7 +124,9 @@ class LocalSandbox(Sandbox):
         request["argv"] = self._jailed(options, sources) if isolated else self._bare()
         request["binds"] = sources.binds
         if stage is not None:
-            request.update(stage=stage, uid=self._uid, gid=self._uid)
+            request.update(
+                stage=stage, uid=self._uid, gid=self._uid, memory={name: list(size) for name, size in jail.in_memory(self.spec).items()}
+            )
             if self._has_disk():
                 request["disk"] = str(self._entry.disk_path)
         return request
@@ -212,7 +216,7 @@ class LocalSandbox(Sandbox):
         }
         if isolated:
             config["tag_secret"] = self._secret
-            config["writable"] = ["/workspace", "/home/user", "/tmp", "/dev", "/proc"]
+            config["writable"] = ["/workspace", "/home/user", "/tmp", "/dev"]
         else:
             config["mapped"] = self._mapped()
         return _memfd("workspace-config", json.dumps(config).encode())
@@ -261,8 +265,11 @@ class LocalSandbox(Sandbox):
         """What bubblewrap or the guest printed before the end."""
         if self._errors is None:
             return self._last_words
-        size = os.fstat(self._errors).st_size
-        return os.pread(self._errors, 500, max(0, size - 500)).decode("utf-8", "replace").strip()
+        try:
+            size = os.fstat(self._errors).st_size
+            return printable(os.pread(self._errors, 500, max(0, size - 500)).decode("utf-8", "replace").strip())
+        except OSError:  # closed meanwhile by another thread, which has kept what was said
+            return self._last_words
 
     async def stop(self) -> None:
         await asyncio.to_thread(self._end, False)
@@ -271,7 +278,11 @@ class LocalSandbox(Sandbox):
         await asyncio.to_thread(self._end, True)
 
     def _end(self, remove: bool) -> None:
-        """Kills, waits, releases; blocking, idempotent."""
+        """Kills, waits, releases; blocking, idempotent, one at a time."""
+        with self._ending:
+            self._take_down(remove)
+
+    def _take_down(self, remove: bool) -> None:
         if self._lifeline is not None:
             self._lifeline.close()
             self._lifeline = None
@@ -284,8 +295,8 @@ class LocalSandbox(Sandbox):
             self._cgroup = None
         if self._errors is not None:
             self._last_words = self._said()
-            os.close(self._errors)
-            self._errors = None
+            errors, self._errors = self._errors, None
+            os.close(errors)
         with contextlib.suppress(OSError):
             os.unlink(self._entry.path / "sock")
         if remove:

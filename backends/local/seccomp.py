@@ -109,6 +109,8 @@ CLONE_NEW = 0x7E020000
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, NETLINK_ROUTE = 1, 2, 10, 16, 0
 GUEST_PID = 1
+PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
+"""Plain Linux, the 32-bit and old version names, and the question which one is in force: what Docker allows, too."""
 RLIMIT_LOCKS = 10
 
 _ARCH = {X86_64: 0xC000003E, AARCH64: 0xC00000B7}
@@ -125,6 +127,7 @@ _LOOKED_AT = {
     "socketpair": (53, 199),
     "prlimit64": (302, 261),
     "setrlimit": (160, 164),
+    "personality": (135, 92),
 }
 _TOUCH_BY_PID = {
     "sched_setaffinity": (203, 122),
@@ -132,7 +135,8 @@ _TOUCH_BY_PID = {
     "sched_setparam": (142, 118),
     "sched_setattr": (314, 274),
 }
-_TOUCH_BY_SECOND = {"setpriority": (141, 140), "ioprio_set": (251, 30)}
+# with the first argument that means all processes of a user
+_TOUCH_BY_SECOND = {"setpriority": ((141, 140), 2), "ioprio_set": ((251, 30), 3)}
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,18 @@ def _not_the_guest(program: _Program, name: str, number: int, argument: int) -> 
     _looked(program, name)
 
 
+def _not_all_nor_the_guest(program: _Program, name: str, number: int, everybody: int) -> None:
+    """As `_not_the_guest`, for calls that can also mean all processes of the user, the guest among them."""
+    _look(program, name, number, 0)
+    program.add(_JEQ, everybody, f"no_{name}", "")
+    program.add(_LD, _ARG + 8)
+    program.add(_JEQ, GUEST_PID, "", f"ok_{name}")
+    program.label(f"no_{name}")
+    program.answer(_refuse(errno.EPERM))
+    program.label(f"ok_{name}")
+    _looked(program, name)
+
+
 def _limits(program: _Program, column: int, secret: tuple[int, int]) -> None:
     """RLIMIT_LOCKS is the tag by which the guest knows a command's processes: nobody else may set it.
 
@@ -290,8 +306,14 @@ def _arguments(program: _Program, machine: str, secret: tuple[int, int]) -> None
     _limits(program, column, secret)
     for name, pair in _TOUCH_BY_PID.items():
         _not_the_guest(program, name, pair[column], 0)
-    for name, pair in _TOUCH_BY_SECOND.items():
-        _not_the_guest(program, name, pair[column], 1)
+    for name, (pair, everybody) in _TOUCH_BY_SECOND.items():
+        _not_all_nor_the_guest(program, name, pair[column], everybody)
+    _look(program, "personality", _LOOKED_AT["personality"][column], 0)
+    for value in PERSONALITIES:
+        program.add(_JEQ, value, "ok_personality", "")
+    program.answer(_refuse(errno.EPERM))
+    program.label("ok_personality")
+    _looked(program, "personality")
 
 
 def build(secret: tuple[int, int], machine: str | None = None) -> bytes:

@@ -17,9 +17,7 @@ from workspace import AsyncWorkspace, CommandTimeout, NoSpace, OutOfMemory, Reso
 
 MIB = 1024 * 1024
 MEMORY, PIDS, DISK, TMP, SHM = 128 * MIB, 64, 64 * MIB, 16 * MIB, 8 * MIB
-TIGHT = Resources(
-    memory_bytes=MEMORY, pids=PIDS, disk_bytes=DISK, tmp_bytes=TMP, shm_bytes=SHM, open_files=256, file_bytes=256 * MIB
-)
+TIGHT = Resources(memory_bytes=MEMORY, pids=PIDS, disk_bytes=DISK, tmp_bytes=TMP, shm_bytes=SHM, open_files=256, file_bytes=256 * MIB)
 
 
 @pytest.fixture
@@ -81,8 +79,12 @@ async def test_the_limits_asked_for_are_in_force(tight: AsyncWorkspace) -> None:
 # Processes
 
 
-@pytest.mark.parametrize("bomb", [":(){ :|:& };:", "python3 -c 'import os\nwhile True:\n  try: os.fork()\n  except OSError: pass'"], ids=["shell", "python"])
-async def test_a_fork_bomb_ends_with_its_timeout_and_is_not_felt_elsewhere(tight: AsyncWorkspace, neighbour: AsyncWorkspace, bomb: str) -> None:
+@pytest.mark.parametrize(
+    "bomb", [":(){ :|:& };:", "python3 -c 'import os\nwhile True:\n  try: os.fork()\n  except OSError: pass'"], ids=["shell", "python"]
+)
+async def test_a_fork_bomb_ends_with_its_timeout_and_is_not_felt_elsewhere(
+    tight: AsyncWorkspace, neighbour: AsyncWorkspace, bomb: str
+) -> None:
     async def explode() -> None:
         with contextlib.suppress(CommandTimeout, OutOfMemory):
             await tight.run(bomb + "; wait; sleep 30", timeout_s=3)
@@ -253,7 +255,9 @@ async def test_a_write_from_outside_ends_in_no_space(tight: AsyncWorkspace) -> N
     with pytest.raises(NoSpace):
         await tight.files.write("big", (b"x" * MIB for _ in range(200)))
     assert not await tight.files.exists("big")
-    assert await tight.files.list(".") == [entry for entry in await tight.files.list(".") if not entry.path.rpartition("/")[2].startswith(".ws-")]
+    assert await tight.files.list(".") == [
+        entry for entry in await tight.files.list(".") if not entry.path.rpartition("/")[2].startswith(".ws-")
+    ]
     await tight.files.write("small", b"x" * MIB)
 
 

@@ -30,7 +30,9 @@ from workspace.spec import WorkspaceSpec
 
 MIB = 1024 * 1024
 DEADLINE_S = 2.0
-HELLO = wire.pack(wire.HELLO, 0, json.dumps({"version": wire.VERSION, "window": wire.WINDOW, "home": "/home/user", "shell": "/bin/sh"}).encode())
+HELLO = wire.pack(
+    wire.HELLO, 0, json.dumps({"version": wire.VERSION, "window": wire.WINDOW, "home": "/home/user", "shell": "/bin/sh"}).encode()
+)
 quick = settings(
     max_examples=50,
     deadline=None,
@@ -41,18 +43,43 @@ quick = settings(
 )
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20), lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=10
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
 )
-codes = st.sampled_from(["ENOENT", "EACCES", "EAGAIN", "ENOSPC", "ESRCH", "E2BIG", "bad_pattern", "guest_fault", "errorcode", "__name__", "__doc__", "\udcff", "", "ENXIO"]) | st.text(max_size=8)
+codes = st.sampled_from(
+    [
+        "ENOENT",
+        "EACCES",
+        "EAGAIN",
+        "ENOSPC",
+        "ESRCH",
+        "E2BIG",
+        "bad_pattern",
+        "guest_fault",
+        "errorcode",
+        "__name__",
+        "__doc__",
+        "\udcff",
+        "",
+        "ENXIO",
+    ]
+) | st.text(max_size=8)
 faults = st.fixed_dictionaries(
     {"code": codes | json_values, "message": st.text(max_size=30) | json_values},
-    optional={"what": st.sampled_from(["spawn", "cwd", "program"]) | json_values, "path": st.text(max_size=20) | json_values, "pattern": json_values},
+    optional={
+        "what": st.sampled_from(["spawn", "cwd", "program"]) | json_values,
+        "path": st.text(max_size=20) | json_values,
+        "pattern": json_values,
+    },
 )
 payloads = (
     st.binary(max_size=64)
     | json_values.map(lambda value: json.dumps(value).encode())
     | faults.map(lambda value: json.dumps(value).encode())
-    | st.sampled_from([b"{}", b"[" * 5000, b'{"a":' * 3000, b"\xff\xfe", b'{"a":NaN}', b"9" * 5000, b'{"version":1}', struct.pack("!I", 2**32 - 1), b""])
+    | st.sampled_from(
+        [b"{}", b"[" * 5000, b'{"a":' * 3000, b"\xff\xfe", b'{"a":NaN}', b"9" * 5000, b'{"version":1}', struct.pack("!I", 2**32 - 1), b""]
+    )
 )
 frames = st.builds(
     lambda kind, stream, payload, flags: struct.pack("!IIBB", len(payload), stream, kind, flags) + payload,
@@ -110,7 +137,7 @@ async def ends_typed(work: Awaitable[Any]) -> BaseException | None:
     try:
         await asyncio.wait_for(work, DEADLINE_S)
     except WorkspaceError as error:
-        assert isinstance(error.args, tuple)
+        assert isinstance(error.args, tuple)  # noqa: PT017
         str(error)
         return error
     return None
@@ -182,7 +209,10 @@ def test_no_waiting_part_of_a_stream_hangs(data: bytes) -> None:
                 async for _ in link.request("file.read", "/a"):
                     pass
 
-            works = [asyncio.ensure_future(work) for work in (iterate(), link.request("command.run").event(), link.request("file.write", "/b").send(bytes(3 * MIB)))]
+            works = [
+                asyncio.ensure_future(work)
+                for work in (iterate(), link.request("command.run").event(), link.request("file.write", "/b").send(bytes(3 * MIB)))
+            ]
             await asyncio.sleep(0)
             await guest.send(data)
             guest.close()
@@ -456,8 +486,16 @@ async def started(commands: AsyncCommands) -> None:
 
 
 record_headers = st.fixed_dictionaries(
-    {"p": st.sampled_from(["", "a", "a/b", "../x", "/etc/x", "a//b", "a/../../x", ".", "x\0", "\udcff"]) | json_values, "t": st.sampled_from(["file", "directory", "symlink", "fifo"]) | json_values},
-    optional={"m": st.integers(-1, 2**70) | json_values, "s": st.integers(-1, 2**70) | json_values, "n": st.integers(-1, 2**70) | json_values, "l": st.sampled_from(["/", "..", "a", "a/../../.."]) | json_values},
+    {
+        "p": st.sampled_from(["", "a", "a/b", "../x", "/etc/x", "a//b", "a/../../x", ".", "x\0", "\udcff"]) | json_values,
+        "t": st.sampled_from(["file", "directory", "symlink", "fifo"]) | json_values,
+    },
+    optional={
+        "m": st.integers(-1, 2**70) | json_values,
+        "s": st.integers(-1, 2**70) | json_values,
+        "n": st.integers(-1, 2**70) | json_values,
+        "l": st.sampled_from(["/", "..", "a", "a/../../.."]) | json_values,
+    },
 )
 
 
@@ -467,7 +505,17 @@ def pack_record(header: dict[str, Any]) -> bytes:
 
 
 records = record_headers.map(pack_record)
-rows = st.tuples(st.text(max_size=5), st.sampled_from(["file", "directory"]) | json_values, json_values, json_values, json_values, json_values, json_values, json_values, json_values)
+rows = st.tuples(
+    st.text(max_size=5),
+    st.sampled_from(["file", "directory"]) | json_values,
+    json_values,
+    json_values,
+    json_values,
+    json_values,
+    json_values,
+    json_values,
+    json_values,
+)
 bodies = (
     records
     | st.lists(records, max_size=4).map(b"".join)
@@ -477,13 +525,16 @@ bodies = (
 )
 reply_fields = st.fixed_dictionaries(
     {},
-    optional=dict.fromkeys(("exit_code", "signal", "duration_s", "pid", "reason", "row", "count", "killed", "commands", "skipped", "changed", "event"), json_values),
+    optional=dict.fromkeys(
+        ("exit_code", "signal", "duration_s", "pid", "reason", "row", "count", "killed", "commands", "skipped", "changed", "event"),
+        json_values,
+    ),
 )
 
 
 @pytest.mark.parametrize("name", CALLS)
 @quick
-@given(body=st.none() | bodies, event=st.none() | reply_fields | json_values, reply=reply_fields | json_values)
+@given(body=st.none() | bodies, event=st.none() | reply_fields | json_values, reply=reply_fields)
 def test_a_lying_guest_gets_no_call_to_end_in_an_untyped_error(
     tmp_path_factory: pytest.TempPathFactory, name: str, body: bytes | None, event: object, reply: object
 ) -> None:

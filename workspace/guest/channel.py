@@ -26,7 +26,7 @@ LATER = object()
 class Stream:
     """One request of the host and everything that belongs to it."""
 
-    __slots__ = ("allowance", "channel", "credit", "ended", "id", "inbox", "on_cancel", "on_data", "on_room", "readable", "task")
+    __slots__ = ("allowance", "channel", "credit", "ended", "id", "inbox", "on_cancel", "on_data", "on_room", "passive", "readable", "task")
 
     def __init__(self, channel: Channel, stream_id: int) -> None:
         self.id = stream_id
@@ -39,6 +39,7 @@ class Stream:
         self.on_data: Callable[[bytes, bool], None] | None = None
         self.on_cancel: Callable[[bool], None] | None = None
         self.on_room: Callable[[], None] | None = None
+        self.passive = False
         self.task: Task | None = None
 
     @property

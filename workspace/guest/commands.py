@@ -61,6 +61,7 @@ class Command:
 
     def attach(self, stream: Stream, replay: bool) -> None:
         self._listeners.append(stream)
+        stream.passive = self.background
         stream.on_data = lambda data, end: self._on_input(stream, data, end)
         stream.on_cancel = lambda link_lost: self._on_cancel(stream, link_lost)
         self.output.listen(stream, replay)

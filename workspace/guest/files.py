@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from .paths import Paths
 
 READ_CHUNK = 128 * 1024
-SMALL = 64 * 1024
+TEMPORARY = ".ws-new-"
+TEMPORARY_LENGTH = len(TEMPORARY) + 16
+"""Files of this name and length are ours, on their way into place; listings and watches do not show them."""
 MAX_EDIT = 64 * 1024 * 1024
 _TYPES = {
     stat.S_IFREG: "file",
@@ -116,7 +118,7 @@ class Replacement:
 
     def _open(self, mode: int, old: os.stat_result | None) -> int:
         folder = os.path.dirname(self._target)
-        self._temporary = "%s/.ws-%s" % (folder, hexlify(os.urandom(8)).decode())
+        self._temporary = "%s/%s%s" % (folder, TEMPORARY, hexlify(os.urandom(8)).decode())
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             return os.open(self._temporary, flags, mode)

@@ -141,6 +141,8 @@ class Guest:
             self._expiry = None
         if self._ttl is None:
             return
+        if any(not stream.passive for channel in self._channels for stream in channel.streams.values()):
+            self._last_use = time.monotonic()  # somebody awaits a result; listening alone is no use
         left = self._last_use + self._ttl - time.monotonic()
         if left <= 0:
             self._end("expired", "the workspace was not used for %g seconds" % self._ttl)
@@ -176,6 +178,7 @@ def main(listener: int, lifeline: int, config_fd: int) -> None:
     if os.getpid() != 1:
         sealing.become_subreaper()
     sealing.limit(config.get("limits", {}))
+    config["score_fd"] = sealing.open_oom_score()
     landlock = sealing.landlock(config["writable"]) if config.get("writable") else 0
     walls = dict(sealing.observed(), landlock=landlock)
     Guest(config, walls).run(listener, lifeline)

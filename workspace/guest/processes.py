@@ -79,6 +79,7 @@ class Processes:
         self._loop = loop
         self._users = config["users"]
         self._secret = config.get("tag_secret") or (0, 0)
+        self._score_fd = config.get("score_fd", -1)
         self._leaders: dict[int, Leader] = {}
         self._next_tag = 1
         self._own_pid = os.getpid()
@@ -95,13 +96,14 @@ class Processes:
         tag = self._next_tag
         self._next_tag += 1
         sealing.set_tag(tag, *self._secret)
+        self._score_for_oom(b"500")
         try:
             pid = self._spawn(request, fds)
         finally:
             sealing.set_tag(WORKER_TAG, *self._secret)
+            self._score_for_oom(b"0")
             os.chdir("/")
         self._leaders[pid] = leader
-        self._prefer_for_oom(pid)
         return pid, tag
 
     def _spawn(self, request: dict[str, Any], fds: list[int]) -> int:
@@ -118,18 +120,10 @@ class Processes:
             step = AT_PROGRAM if error.errno in _NOT_RUNNABLE else AT_SPAWN
             raise CannotStart(error.errno or errno.EIO, step) from None
 
-    def _prefer_for_oom(self, pid: int) -> None:
-        """When memory runs out, commands go before the guest."""
-        try:
-            fd = os.open("/proc/%d/oom_score_adj" % pid, os.O_WRONLY)
-        except OSError:
-            return
-        try:
-            os.write(fd, b"500")
-        except OSError:
-            pass
-        finally:
-            os.close(fd)
+    def _score_for_oom(self, score: bytes) -> None:
+        """When memory runs out, commands go before the guest: they inherit a high score, which Landlock keeps them from lowering."""
+        if self._score_fd >= 0:
+            os.pwrite(self._score_fd, score, 0)
 
     def tagged(self) -> dict[int, list[int]]:
         """Tag → pids, of all processes but the guest's own."""

@@ -49,6 +49,18 @@ def become_subreaper() -> None:
     prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
+def open_oom_score() -> int:
+    """Our own oom_score_adj, to be opened before Landlock closes /proc to writers; -1 where it cannot be written."""
+    try:
+        fd = os.open("/proc/self/oom_score_adj", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    if os.pread(fd, 16, 0).strip() == b"0":
+        return fd
+    os.close(fd)  # not at the usual 0: it could not be set back
+    return -1
+
+
 def child_signals() -> int:
     """A descriptor that is readable when a child has ended (signalfd(2)); SIGCHLD no longer interrupts anything."""
     _signal.pthread_sigmask(_signal.SIG_BLOCK, [_signal.SIGCHLD])

@@ -73,6 +73,10 @@ class Reader:
         return codec.decode(await self.take(length))
 
 
+def _below(root: str, path: str) -> str:
+    return os.path.join(root, path) if path else root
+
+
 class Transfer:
     """The requests `transfer.*`."""
 
@@ -89,7 +93,7 @@ class Transfer:
             header = await reader.header()
             if header is None:
                 break
-            path = self._paths.real(header["p"]) if request.get("absolute") else os.path.join(root, header["p"])
+            path = self._paths.real(header["p"]) if request.get("absolute") else _below(root, header["p"])
             await self._unpack(reader, path, header, directories)
             count += 1
         for path, header in reversed(directories):
@@ -135,9 +139,10 @@ class Transfer:
         info = os.stat(root)
         report: dict[str, Any] = {"skipped": [], "changed": []}
         if not stat.S_ISDIR(info.st_mode):
+            os.close(open_regular(root, os.O_RDONLY))  # a FIFO, a device, an unreadable file
             await self._pack(stream, "", root, info, report)
             return report
-        async for name, path, entry in walk(root, None):
+        async for name, path, entry in walk(root, None, unread=report["skipped"]):
             await self._pack(stream, name, path, entry, report)
         return report
 

@@ -11,7 +11,7 @@ import stat
 
 from . import codec
 from .faults import Fault
-from .files import READ_CHUNK, Replacement, make_folder, open_regular, row, write_all
+from .files import READ_CHUNK, TEMPORARY, TEMPORARY_LENGTH, Replacement, make_folder, open_regular, row, write_all
 from .loop import Pause
 
 TYPE_CHECKING = False
@@ -25,9 +25,11 @@ BATCH = 128
 
 
 def scan(path: str) -> Iterator[tuple[str, str, os.stat_result]]:
-    """The entries of one directory: name, path, lstat. What vanishes meanwhile is left out."""
+    """The entries of one directory: name, path, lstat. What vanishes meanwhile is left out, and what we are writing."""
     with os.scandir(path) as entries:
         for entry in entries:
+            if entry.name.startswith(TEMPORARY) and len(entry.name) == TEMPORARY_LENGTH:
+                continue
             try:
                 yield entry.name, entry.path, entry.stat(follow_symlinks=False)
             except FileNotFoundError:
@@ -44,10 +46,12 @@ def _entries(folder: str, force: bool) -> list[tuple[str, str, os.stat_result]]:
         return sorted(scan(folder))
 
 
-async def walk(root: str, depth: int | None, hidden: bool = True, force: bool = False) -> AsyncIterator[tuple[str, str, os.stat_result]]:
+async def walk(
+    root: str, depth: int | None, hidden: bool = True, force: bool = False, unread: list[str] | None = None
+) -> AsyncIterator[tuple[str, str, os.stat_result]]:
     """Everything below `root`, parents first, as (path relative to root, path, lstat).
 
-    A directory below that cannot be read is left out, or with `force` made readable.
+    A directory below that cannot be read is left out and named in `unread`, or with `force` made readable.
     """
     waiting = [("", root, 0)]
     seen = 0
@@ -58,6 +62,8 @@ async def walk(root: str, depth: int | None, hidden: bool = True, force: bool = 
         except (PermissionError, FileNotFoundError, NotADirectoryError):
             if not level:
                 raise
+            if unread is not None:
+                unread.append(prefix.rstrip("/"))
             continue
         below = []
         for name, path, info in entries:

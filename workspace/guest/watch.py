@@ -11,6 +11,7 @@ import struct
 from . import codec
 from .channel import LATER
 from .faults import Fault
+from .files import TEMPORARY, TEMPORARY_LENGTH
 from .loop import READ
 from .sealing import _libc
 from .trees import scan
@@ -44,6 +45,7 @@ class Watch:
         self._recursive = recursive
         self._folders: dict[int, str] = {}
         self._moves: dict[int, tuple[str, bool]] = {}
+        self._arriving: set[int] = set()
         self._timer: Timer | None = None
         self._waiting: list[list[Any]] = []
         self._overflow = False
@@ -56,6 +58,7 @@ class Watch:
             os.close(self._fd)
             raise
         loop.watch(self._fd, READ, self._on_events)
+        stream.passive = True
         stream.on_cancel = self._stop
         stream.on_room = self._send
 
@@ -100,6 +103,9 @@ class Watch:
         folder = self._folders.get(number)
         if folder is None:
             return
+        if name.startswith(TEMPORARY) and len(name) == TEMPORARY_LENGTH:
+            self._on_temporary(mask, cookie)
+            return
         path, is_directory = folder + name, bool(mask & IN_ISDIR)
         if mask & IN_IGNORED:
             del self._folders[number]
@@ -119,7 +125,16 @@ class Watch:
         elif mask & IN_DELETE_SELF and not folder:
             self._tell("removed", "", True)
 
+    def _on_temporary(self, mask: int, cookie: int) -> None:
+        """Our own writes: only their arrival is told, as the file's creation or change."""
+        if mask & IN_MOVED_FROM:
+            self._arriving.add(cookie)
+
     def _moved_to(self, path: str, cookie: int, is_directory: bool) -> None:
+        if cookie in self._arriving:
+            self._arriving.remove(cookie)
+            self._tell("modified", path, False)
+            return
         source = self._moves.pop(cookie, None)
         if source is None:
             self._created(path, is_directory)
