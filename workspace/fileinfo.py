@@ -77,7 +77,7 @@ def info(row: object, path: str) -> FileInfo:
 def rows(line: bytes, base: str) -> list[FileInfo]:
     """The entries in one line of a listing below `base`."""
     prefix = base.rstrip("/") + "/"
-    return [info(row, prefix + text(row[0])) for row in items(load(line))]
+    return [info(row, prefix + text(items(row)[0] if row else None)) for row in items(load(line))]
 
 
 def match(line: bytes, base: str) -> Match:

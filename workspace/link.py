@@ -16,6 +16,7 @@ from typing import Any
 from workspace import untrusted
 from workspace.errors import ProtocolError, ResourceExhausted, WorkspaceError, WorkspaceGone, from_guest, printable
 from workspace.guest import wire
+from workspace.transport import SocketTransport, Transport
 
 REASONS = frozenset({"closed", "expired", "owner_gone", "protocol"})
 """What a guest may say about its end; anything else counts as killed."""
@@ -25,7 +26,6 @@ QUIET_S = 10.0
 MAX_EVENTS = 16
 MAX_EVENT_BYTES = 64 * 1024
 MAX_STREAMS = 4000
-_BUFFER = 256 * 1024
 
 
 class Stream:
@@ -68,6 +68,7 @@ class Stream:
         return not self._ended
 
     async def _wait_for_room(self) -> None:
+        self._link.flush()
         self._room = asyncio.get_running_loop().create_future()
         try:
             await self._room
@@ -106,6 +107,7 @@ class Stream:
         return self._reply
 
     async def _wait(self) -> None:
+        self._link.flush()
         self._wake = asyncio.get_running_loop().create_future()
         try:
             await self._wake
@@ -165,21 +167,17 @@ def parse(payload: bytes) -> dict[str, Any]:
     return untrusted.fields(untrusted.load(payload))
 
 
-class Link(asyncio.BufferedProtocol):
+class Link:
     """One connection to a guest. Use `Link.open`."""
 
-    def __init__(self) -> None:
-        self.hello: dict[str, Any] = {}
-        self.closed: asyncio.Future[WorkspaceGone] = asyncio.get_running_loop().create_future()
+    def __init__(self, transport: Transport) -> None:
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._buffer = bytearray(_BUFFER)
-        self._view = memoryview(self._buffer)
-        self._decoder = wire.Decoder()
+        self.hello: dict[str, Any] = {}
+        self.closed: asyncio.Future[WorkspaceGone] = self._loop.create_future()
+        self._transport = transport
         self._streams: dict[int, Stream] = {}
         self._next_id = 1
         self._hello_come: asyncio.Future[None] = self._loop.create_future()
-        self._writable: asyncio.Future[None] | None = None
         self._out: list[bytes | memoryview] = []
         self._heard = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
@@ -188,8 +186,9 @@ class Link(asyncio.BufferedProtocol):
     @classmethod
     async def open(cls, sock: socket.socket) -> Link:
         """Takes over a connected socket and waits for the guest's hello."""
-        loop = asyncio.get_running_loop()
-        _, link = await loop.create_connection(cls, sock=sock)
+        transport = SocketTransport(sock)
+        link = cls(transport)
+        transport.start(link._receive, link._lost)
         try:
             await asyncio.wait_for(asyncio.shield(link._hello_come), HELLO_TIMEOUT_S)
         except BaseException as error:
@@ -240,25 +239,24 @@ class Link(asyncio.BufferedProtocol):
 
     def write(self, kind: int, stream: int, payload: bytes | memoryview, flags: int = 0) -> None:
         """Queues a frame; all frames of one turn of the event loop leave in one write."""
-        if self._transport is None or self.closed.done():
+        if self.closed.done():
             return
         if not self._out:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._out.append(wire.pack_header(kind, stream, len(payload), flags))
         if payload:
             self._out.append(payload)
 
-    def _flush(self) -> None:
-        out, self._out = self._out, []
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.writelines(out)
+    def flush(self) -> None:
+        """Writes what was queued, now: whoever is about to wait calls it."""
+        if self._out:
+            out, self._out = self._out, []
+            self._transport.write(out)
 
     async def drained(self) -> None:
-        """Waits while the kernel and the transport hold more than they should."""
-        if self._out:
-            self._flush()
-        if self._writable is not None:
-            await asyncio.shield(self._writable)
+        """Waits while more is queued than should be."""
+        self.flush()
+        await self._transport.drained()
 
     def abort(self, error: WorkspaceGone) -> None:
         """Closes the link; every open request ends with `error`."""
@@ -267,55 +265,30 @@ class Link(asyncio.BufferedProtocol):
         if self._watchdog is not None:
             self._watchdog.cancel()
             self._watchdog = None
-        if self._transport is not None:
-            self._transport.abort()
+        self._transport.close()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.finish(None, self.gone())
         if not self._hello_come.done():
             self._hello_come.set_exception(error)
             self._hello_come.exception()
-        self.resume_writing()
 
     async def close(self) -> None:
         """Closes the link in order: what was written is sent first."""
-        if self._transport is not None and not self.closed.done():
-            self._flush()
-            self._transport.close()
-        await asyncio.sleep(0)
+        self.flush()
         self.abort(WorkspaceGone("the link was closed", "closed"))
 
-    # asyncio.BufferedProtocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        transport.set_write_buffer_limits(high=1024 * 1024)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._view
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def _receive(self, frames: Callable[[], list[tuple[int, int, int, bytes]]]) -> None:
         self._heard = self._loop.time()
         try:
-            for kind, stream, flags, payload in self._decoder.feed(bytes(self._view[:nbytes])):
+            for kind, stream, flags, payload in frames():
                 self._dispatch(kind, stream, flags, payload)
         except wire.WireError as error:
             self.abort(ProtocolError(str(error)))
         except ProtocolError as error:
             self.abort(error)
 
-    def pause_writing(self) -> None:
-        if self._writable is None:
-            self._writable = self._loop.create_future()
-
-    def resume_writing(self) -> None:
-        writable, self._writable = self._writable, None
-        if writable is not None and not writable.done():
-            writable.set_result(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
+    def _lost(self) -> None:
         self.abort(self._goodbye or WorkspaceGone("the sandbox ended", "killed"))
 
     def _dispatch(self, kind: int, stream_id: int, flags: int, payload: bytes) -> None:
@@ -352,7 +325,7 @@ class Link(asyncio.BufferedProtocol):
             details = parse(payload)
             reason = details.get("reason")
             message = printable(str(details.get("message"))[:500])
-            self._goodbye = WorkspaceGone(f"the sandbox ended: {message}", reason if reason in REASONS else "killed")
+            self._goodbye = WorkspaceGone(f"the sandbox ended: {message}", reason if isinstance(reason, str) and reason in REASONS else "killed")
         elif kind != wire.PONG:
             raise ProtocolError(f"the guest sent a frame of kind {kind} to the link")
 

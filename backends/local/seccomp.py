@@ -135,8 +135,8 @@ _TOUCH_BY_PID = {
     "sched_setparam": (142, 118),
     "sched_setattr": (314, 274),
 }
-# with the first argument that means all processes of a user
-_TOUCH_BY_SECOND = {"setpriority": ((141, 140), 2), "ioprio_set": ((251, 30), 3)}
+_TOUCH_BY_SECOND = {"setpriority": (141, 140), "ioprio_set": (251, 30)}
+_OF_A_USER = {"setpriority": 2, "ioprio_set": 3}  # the first argument that means all processes of a user
 
 
 @dataclass(frozen=True)
@@ -306,8 +306,8 @@ def _arguments(program: _Program, machine: str, secret: tuple[int, int]) -> None
     _limits(program, column, secret)
     for name, pair in _TOUCH_BY_PID.items():
         _not_the_guest(program, name, pair[column], 0)
-    for name, (pair, everybody) in _TOUCH_BY_SECOND.items():
-        _not_all_nor_the_guest(program, name, pair[column], everybody)
+    for name, pair in _TOUCH_BY_SECOND.items():
+        _not_all_nor_the_guest(program, name, pair[column], _OF_A_USER[name])
     _look(program, "personality", _LOOKED_AT["personality"][column], 0)
     for value in PERSONALITIES:
         program.add(_JEQ, value, "ok_personality", "")

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from .loop import Loop, Task
 
-READ_SIZE = wire.CHUNK + 4096
 BACKLOG = 1024 * 1024
 """Bytes waiting to be written to a link beyond which its streams are told to wait."""
 MAX_STREAMS = 4096
@@ -132,7 +131,7 @@ class Channel:
         self._serve = serve
         self._closed = closed
         self._decoder = wire.Decoder()
-        self._out: deque[bytes] = deque()
+        self._out: deque[bytes | memoryview] = deque()
         self._blocked = False
         loop.watch(fd, READ, self._on_ready)
 
@@ -167,7 +166,7 @@ class Channel:
         for part in batch:
             out.popleft()
             if written < len(part):
-                out.appendleft(part[written:])
+                out.appendleft(memoryview(part)[written:])
                 break
             written -= len(part)
             if not written:
@@ -187,16 +186,16 @@ class Channel:
 
     def _receive(self) -> None:
         try:
-            data = os.read(self._fd, READ_SIZE)
+            count = os.readv(self._fd, [self._decoder.space()])
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            count = 0
+        if not count:
             self.close()
             return
         try:
-            for kind, stream, flags, payload in self._decoder.feed(data):
+            for kind, stream, flags, payload in self._decoder.take(count):
                 self._dispatch(kind, stream, flags, payload)
         except (wire.WireError, codec.BadJSON) as error:
             self.goodbye("protocol", str(error))

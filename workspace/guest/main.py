@@ -174,11 +174,11 @@ def main(listener: int, lifeline: int, config_fd: int) -> None:
         os.set_inheritable(fd, False)
     config = _read_config(config_fd)
     os.umask(0o022)
+    config["score_fd"] = sealing.open_oom_score()
     sealing.make_undumpable()
     if os.getpid() != 1:
         sealing.become_subreaper()
     sealing.limit(config.get("limits", {}))
-    config["score_fd"] = sealing.open_oom_score()
     landlock = sealing.landlock(config["writable"]) if config.get("writable") else 0
     walls = dict(sealing.observed(), landlock=landlock)
     Guest(config, walls).run(listener, lifeline)

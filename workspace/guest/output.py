@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 REPLAY_BYTES = 128 * 1024
 """How much recent output is kept for a host that connects to a running command."""
+READ_CHUNK = 192 * 1024
+"""A frame of this size fits into the kernel's buffer of a unix socket (net.core.wmem_max) in one write."""
 FIONREAD, F_SETPIPE_SZ = 0x541B, 1031
 BIG_PIPE = 512 * 1024
 
@@ -86,7 +88,7 @@ class Output:
             self._loop.unwatch(fd)
             return
         try:
-            data = os.read(fd, min(room, wire.CHUNK))
+            data = os.read(fd, min(room, READ_CHUNK))
         except BlockingIOError:
             data = None
         if data == b"":

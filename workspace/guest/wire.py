@@ -82,45 +82,65 @@ def check_header(length: int, kind: int, flags: int) -> None:
 
 
 class Decoder:
-    """Cuts a byte stream into frames. Holds at most one unfinished frame, so memory stays under `MAX_PAYLOAD`."""
+    """Cuts a byte stream into frames, in place: read into `space()`, then `take(n)`.
 
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._held = 0
+    Each payload is copied once. The buffer grows to the frame that is under way and no further than one frame of
+    `MAX_PAYLOAD`; it shrinks again afterwards.
+    """
+
+    def __init__(self, size: int = CHUNK + 65536) -> None:
+        self._size = size
+        self._data = bytearray(size)
+        self._begin = 0
+        self._end = 0
         self._need = HEADER.size
 
-    def feed(self, data: bytes) -> list[tuple[int, int, int, bytes]]:
-        """The frames completed by `data`, each as (kind, stream, flags, payload); raises `WireError`."""
-        if self._held:
-            self._parts.append(data)
-            self._held += len(data)
-            if self._held < self._need:
-                return []
-            data = b"".join(self._parts)
-            self._parts.clear()
-            self._held = 0
-        frames, used = self._cut(data)
-        if used < len(data):
-            self._parts.append(data[used:] if used else data)
-            self._held = len(data) - used
-        return frames
+    def space(self) -> memoryview:
+        """Where the next bytes belong; never empty."""
+        if self._begin == self._end:
+            self._begin = self._end = 0
+            if len(self._data) > self._size:
+                self._data = bytearray(self._size)
+        elif self._begin + self._need > len(self._data) or self._end == len(self._data):
+            self._make_room()
+        return memoryview(self._data)[self._end :]
 
-    def _cut(self, data: bytes) -> tuple[list[tuple[int, int, int, bytes]], int]:
+    def _make_room(self) -> None:
+        held = bytes(memoryview(self._data)[self._begin : self._end])
+        if self._need > len(self._data):
+            self._data = bytearray(self._need)
+        self._data[: len(held)] = held
+        self._begin, self._end = 0, len(held)
+
+    def take(self, count: int) -> list[tuple[int, int, int, bytes]]:
+        """The frames completed by `count` more bytes, each as (kind, stream, flags, payload); raises `WireError`."""
+        self._end += count
         frames = []
-        at, size, total = 0, HEADER.size, len(data)
+        data, size = memoryview(self._data), HEADER.size
         self._need = size
-        while total - at >= size:
-            length, stream, kind, flags = HEADER.unpack_from(data, at)
+        while self._end - self._begin >= size:
+            length, stream, kind, flags = HEADER.unpack_from(data, self._begin)
             check_header(length, kind, flags)
-            if total - at - size < length:
+            after = self._begin + size + length
+            if after > self._end:
                 self._need = size + length
                 break
-            at += size
-            frames.append((kind, stream, flags, data[at : at + length]))
-            at += length
-        return frames, at
+            frames.append((kind, stream, flags, bytes(data[self._begin + size : after])))
+            self._begin = after
+        return frames
+
+    def feed(self, data: bytes) -> list[tuple[int, int, int, bytes]]:
+        """`take` for bytes that lie elsewhere."""
+        frames = []
+        while data:
+            space = self.space()
+            part = data[: len(space)]
+            space[: len(part)] = part
+            data = data[len(part) :]
+            frames += self.take(len(part))
+        return frames
 
     @property
     def pending(self) -> int:
         """Bytes held of a frame that is not complete yet."""
-        return self._held
+        return self._end - self._begin
