@@ -325,7 +325,9 @@ class Link:
             details = parse(payload)
             reason = details.get("reason")
             message = printable(str(details.get("message"))[:500])
-            self._goodbye = WorkspaceGone(f"the sandbox ended: {message}", reason if isinstance(reason, str) and reason in REASONS else "killed")
+            self._goodbye = WorkspaceGone(
+                f"the sandbox ended: {message}", reason if isinstance(reason, str) and reason in REASONS else "killed"
+            )
         elif kind != wire.PONG:
             raise ProtocolError(f"the guest sent a frame of kind {kind} to the link")
 

@@ -7,7 +7,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
 
@@ -86,22 +86,20 @@ class Opening:
             await self._workspace.leave()
 
 
-def resolve(backend: str | None, profile: str | None, spec: WorkspaceSpec | None, fields: dict[str, Any]) -> tuple[str, WorkspaceSpec]:
+def resolve(backend: str | None, profile: str | None, spec: WorkspaceSpec | None, given: dict[str, Any]) -> tuple[str, WorkspaceSpec]:
     """The backend's name and the spec that arguments, profile, environment and defaults come to."""
     if spec is not None:
-        if fields:
-            raise InvalidArgument(f"give either spec= or single fields, not both: {', '.join(sorted(fields))}")
+        if given:
+            raise InvalidArgument(f"give either spec= or single fields, not both: {', '.join(sorted(given))}")
         return backend or settings.load(profile).backend, spec
-    settings.check_argument_keys(fields)
+    settings.check_argument_keys(given)
     found = settings.load(profile)
-    given = settings.split_options(fields)
-    merged = {**found.fields, **given}
-    if "options" in given:
-        merged["options"] = {**found.fields.get("options", {}), **given["options"]}
+    wanted = settings.split_options(given)
+    merged = {**found.fields, **wanted, "options": {**found.fields.get("options", {}), **wanted["options"]}}
     try:
         return backend or found.backend, make_spec(**merged)
     except InvalidArgument as error:
-        if fields or found.source == "no settings file":
+        if given or found.source == "no settings file":
             raise
         raise SettingsError(f"{found.source}: {error}") from None
 
@@ -158,13 +156,13 @@ class AsyncWorkspace:
             "metadata": dict(metadata) if metadata is not None else None,
             **options,
         }
-        fields = {key: value for key, value in given.items() if value is not None}
+        chosen_fields = {key: value for key, value in given.items() if value is not None}
         for key, value in (("ttl_s", ttl_s), ("timeout_s", timeout_s)):
             if value is not DEFAULT:
-                fields[key] = value
+                chosen_fields[key] = value
 
         async def open_it() -> AsyncWorkspace:
-            chosen, request = await asyncio.to_thread(resolve, backend, profile, spec, fields)
+            chosen, request = await asyncio.to_thread(resolve, backend, profile, spec, chosen_fields)
             return await cls._create(chosen, request)
 
         return Opening(open_it)
@@ -292,10 +290,9 @@ class AsyncWorkspace:
     async def metrics(self) -> Metrics:
         """What it uses now."""
         reply = await self._session.call("metrics.read")
-        names = ("at", "processes", "cpu_s", "memory_bytes", "disk_total_bytes", "disk_free_bytes", "inodes_total", "inodes_free")
-        return Metrics(
-            *(untrusted.seconds(reply.get(name)) if name in ("at", "cpu_s") else untrusted.number(reply.get(name)) for name in names)
-        )
+        times = {name: untrusted.seconds(reply.get(name)) for name in ("at", "cpu_s")}
+        rest = [field.name for field in fields(Metrics) if field.name not in times]
+        return Metrics(**times, **{name: untrusted.number(reply.get(name)) for name in rest})  # type: ignore[arg-type]
 
     async def ping(self) -> float:
         """Seconds that one round trip to the guest takes."""

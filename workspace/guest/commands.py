@@ -239,7 +239,10 @@ class Commands:
             self.loop.after(LINGER_S, lambda: self._ended.pop(command.pid, None))  # type: ignore[arg-type]
         if len(self._by_tag) - self._running > SWEEP_AFTER and not self._sweep_due:
             self._sweep_due = True
-            self.loop.after(0, lambda: self._sweep() and None)
+            self.loop.after(0, self._sweep_now)
+
+    def _sweep_now(self) -> None:
+        self._sweep()
 
     def _sweep(self) -> dict[int, list[int]]:
         """Forgets commands that are over and have left nothing; tag → pids of the others."""
