@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import builtins
 import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from workspace.spec import WorkspaceSpec
 
@@ -53,6 +54,14 @@ class SandboxRecord:
     expires_at: float | None
 
 
+def is_over(record: SandboxRecord, kept: bool) -> bool:
+    """Whether `prune` may take it, given that nobody holds it: an orphan, or past its time; named ones only with `kept`."""
+    if not record.spec.persistent:
+        return True
+    expired = record.expires_at is not None and record.expires_at < time.time()
+    return expired and (kept or not record.spec.kept)
+
+
 @dataclass(frozen=True)
 class SandboxInfo:
     """Where a sandbox runs and what holds it."""
@@ -75,6 +84,8 @@ class Sandbox(ABC):
     spec: WorkspaceSpec
     owned: bool
     """Whether this process keeps it alive."""
+    greeting: dict[str, Any] | None = None
+    """What the guest wants to hear before it answers, where others could reach it, too."""
 
     @abstractmethod
     async def dial(self) -> socket.socket:
@@ -113,6 +124,8 @@ class Backend(ABC):
     """One kind of environment."""
 
     name: str
+    option_names: frozenset[str] = frozenset()
+    """What its `options` may hold; others in a profile are other backends' and left out."""
 
     @abstractmethod
     async def capabilities(self) -> Capabilities:

@@ -294,7 +294,8 @@ def finish(session: Session, capture: Capture, reply: dict[str, Any], command: s
     if reply.get("reason") == "timeout":
         raise CommandTimeout(f"{what} was killed with all it had started: its time limit was over after {result.duration_s:.1f} s", result)
     if result.exit_code == KILLED and reply.get("reason") is None:
-        kills = session.sandbox.memory_kills()
+        seen = reply.get("memory_kills")
+        kills = session.sandbox.memory_kills() if seen is None else untrusted.number(seen, 0)
         if kills > session.memory_kills:
             session.memory_kills = kills
             limit = session.sandbox.spec.resources.memory_bytes

@@ -184,11 +184,13 @@ class Link:
         self._goodbye: WorkspaceGone | None = None
 
     @classmethod
-    async def open(cls, sock: socket.socket) -> Link:
-        """Takes over a connected socket and waits for the guest's hello."""
+    async def open(cls, sock: socket.socket, greeting: dict[str, Any] | None = None) -> Link:
+        """Takes over a connected socket, greets where the guest wants that, and waits for its hello."""
         transport = SocketTransport(sock)
         link = cls(transport)
         transport.start(link._receive, link._lost)
+        if greeting is not None:
+            link.write(wire.HELLO, 0, json.dumps(greeting).encode())
         try:
             await asyncio.wait_for(asyncio.shield(link._hello_come), HELLO_TIMEOUT_S)
         except BaseException as error:

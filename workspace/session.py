@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any
 
+from workspace import untrusted
 from workspace.backend import Sandbox
 from workspace.errors import WorkspaceClosed, WorkspaceGone
 from workspace.link import Link, Stream
@@ -24,7 +25,8 @@ class Session:
     def __init__(self, sandbox: Sandbox, link: Link) -> None:
         self.sandbox = sandbox
         self.closed = False
-        self.memory_kills = sandbox.memory_kills()
+        seen = link.hello.get("memory_kills")
+        self.memory_kills = untrusted.number(seen, 0) if seen is not None else sandbox.memory_kills()
         self._link = link
         self._touched = time.monotonic()
 

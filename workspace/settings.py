@@ -9,7 +9,9 @@ read. Top-level keys are common to all profiles, `[profiles.NAME]` adds to them:
     image = "python:3.12-slim"
     resources = { memory_bytes = 2147483648 }
 
-Later wins: common keys, the profile, environment variables, arguments in code.
+Later wins: common keys, the profile, environment variables (`WORKSPACE_BACKEND`, `WORKSPACE_IMAGE`), arguments in code.
+Options that the chosen backend does not know (`image` for local) are other backends' and left out, so that one flag
+switches the environment.
 """
 
 from __future__ import annotations
@@ -108,9 +110,12 @@ def load(profile: str | None = None, start: Path | None = None) -> Settings:
     if name is not None and path is None:
         raise SettingsError(f"profile {name!r}: there is no workspace.toml and no [tool.workspace] here or above {Path.cwd()}")
     merged = _profile(table, name, where)
-    backend = os.environ.get("WORKSPACE_BACKEND") or merged.pop("backend", "local")
+    backend = os.environ.get("WORKSPACE_BACKEND") or merged.get("backend", "local")
     merged.pop("backend", None)
-    return Settings(backend, split_options(merged), where)
+    fields = split_options(merged)
+    if os.environ.get("WORKSPACE_IMAGE"):
+        fields["options"]["image"] = os.environ["WORKSPACE_IMAGE"]
+    return Settings(backend, fields, where)
 
 
 def split_options(fields: dict[str, Any]) -> dict[str, Any]:

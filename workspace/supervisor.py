@@ -58,7 +58,7 @@ def _answer(said: bytes, complained: str) -> dict[str, Any]:
 async def _supervise(backend: str, spec: WorkspaceSpec) -> None:
     try:
         sandbox = await registry.load(backend).create(spec)
-        link = await Link.open(await sandbox.dial())
+        link = await Link.open(await sandbox.dial(), sandbox.greeting)
     except WorkspaceError as error:
         _say({"error": type(error).__name__, "args": [arg if isinstance(arg, int) else str(arg) for arg in error.args]})
         return

@@ -95,9 +95,12 @@ def resolve(backend: str | None, profile: str | None, spec: WorkspaceSpec | None
     settings.check_argument_keys(given)
     found = settings.load(profile)
     wanted = settings.split_options(given)
-    merged = {**found.fields, **wanted, "options": {**found.fields.get("options", {}), **wanted["options"]}}
+    chosen = backend or found.backend
+    known = registry.load(chosen).option_names
+    options = {name: value for name, value in found.fields.get("options", {}).items() if name in known}
+    merged = {**found.fields, **wanted, "options": {**options, **wanted["options"]}}
     try:
-        return backend or found.backend, make_spec(**merged)
+        return chosen, make_spec(**merged)
     except InvalidArgument as error:
         if given or found.source == "no settings file":
             raise
@@ -218,7 +221,7 @@ class AsyncWorkspace:
     @classmethod
     async def _dial(cls, sandbox: Sandbox, new: bool) -> AsyncWorkspace:
         try:
-            link = await Link.open(await sandbox.dial())
+            link = await Link.open(await sandbox.dial(), sandbox.greeting)
         except BaseException as error:
             reason = await sandbox.why_gone() if isinstance(error, WorkspaceGone) else None
             await _give_up(sandbox, new)

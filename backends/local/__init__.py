@@ -10,7 +10,7 @@ import shutil
 import time
 from pathlib import Path
 
-from workspace.backend import Backend, Capabilities, Finding, SandboxRecord
+from workspace.backend import Backend, Capabilities, Finding, SandboxRecord, is_over
 from workspace.errors import IsolationUnavailable, StartFailed, WorkspaceError
 from workspace.settings import state_home, uid_range
 from workspace.spec import WorkspaceSpec
@@ -28,6 +28,7 @@ class LocalBackend(Backend):
     """`Workspace.create("local")`: a directory of this machine behind namespaces, seccomp and cgroups."""
 
     name = "local"
+    option_names = frozenset(LocalOptions.model_fields)
 
     def __init__(self) -> None:
         self._store = Store(state_home())
@@ -133,7 +134,7 @@ class LocalBackend(Backend):
             record = None
             if age < YOUNG_S:
                 return False
-        if record is not None and (record.running or not _is_over(record, kept)):
+        if record is not None and (record.running or not is_over(record, kept)):
             return False
         lock = entry.lock()
         if lock is None:
@@ -143,14 +144,6 @@ class LocalBackend(Backend):
         finally:
             os.close(lock)
         return True
-
-
-def _is_over(record: SandboxRecord, kept: bool) -> bool:
-    """An orphan of a process that ended without closing, or past its time; named ones stay unless `kept`."""
-    if not record.spec.persistent:
-        return True
-    expired = record.expires_at is not None and record.expires_at < time.time()
-    return expired and (kept or not record.spec.kept)
 
 
 def _mtime(path: Path) -> float:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import workspace.guest
+from workspace.bundle import GUEST_PACKAGE, guest_sources, guest_version
 from workspace.errors import StartFailed
 
 _PASSWD = """\
@@ -18,7 +18,6 @@ root:x:0:0:root:/:/usr/sbin/nologin
 user:x:1000:1000:user:/home/user:/bin/bash
 nobody:x:65534:65534:nobody:/:/usr/sbin/nologin
 """
-GUEST_PACKAGE = "workspace_guest"
 ETC = {
     "passwd": _PASSWD,
     "group": "root:x:0:\nuser:x:1000:\nnogroup:x:65534:\n",
@@ -52,20 +51,6 @@ HOST_ETC = (
     "perl",
 )
 """Entries of the host's /etc that programs need and that hold no secrets; bound read-only where they exist."""
-
-
-def guest_sources() -> dict[str, bytes]:
-    """File name → source of every module of the guest."""
-    folder = Path(workspace.guest.__file__).parent
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.py"))}
-
-
-def guest_version() -> str:
-    """Changes with any byte of the guest."""
-    digest = hashlib.sha256()
-    for name, source in guest_sources().items():
-        digest.update(name.encode() + b"\0" + source + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def _make_once(target: Path, fill: Callable[[Path], None]) -> Path:

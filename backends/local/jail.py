@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from workspace.bundle import start_code
 from workspace.errors import InvalidArgument
 from workspace.spec import WorkspaceSpec
 
@@ -75,8 +76,7 @@ class Plan:
 
 def guest_argv(python: str, folder: str, fds: tuple[int, int, int]) -> list[str]:
     """The command line of the guest; it holds nothing but paths and descriptor numbers."""
-    code = f"import sys;sys.path.insert(0,{folder!r});from workspace_guest.main import main;main{fds!r}"
-    return [python, "-I", "-S", "-X", "utf8", "-c", code]
+    return [python, "-I", "-S", "-X", "utf8", "-c", start_code(folder, f"inherited{fds!r}")]
 
 
 def arguments(program: str, plan: Plan, sources: Sources) -> list[str]:

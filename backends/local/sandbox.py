@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from workspace import seccomp
 from workspace.backend import Sandbox, SandboxInfo
 from workspace.errors import BackendUnavailable, StartFailed, WorkspaceGone, printable
 from workspace.spec import WorkspaceSpec
 
-from . import bundle, cgroups, disk, interpreter, jail, seccomp, uids
+from . import bundle, cgroups, disk, interpreter, jail, uids
 from .nursery import FIRST_FD, Child, nursery
 from .options import Host, LocalOptions
 from .store import Entry, Store

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from workspace.backends.local import seccomp
+from workspace import seccomp
 
 from workspace.errors import IsolationUnavailable
 

@@ -133,6 +133,8 @@ class Channel:
         self._decoder = wire.Decoder()
         self._out: deque[bytes | memoryview] = deque()
         self._blocked = False
+        self._admitted = False
+        self.on_greeting: Callable[[dict[str, Any]], None] | None = None
         loop.watch(fd, READ, self._on_ready)
 
     def send(self, kind: int, stream: int, payload: bytes, flags: int = 0) -> None:
@@ -201,6 +203,9 @@ class Channel:
             self.goodbye("protocol", str(error))
 
     def _dispatch(self, kind: int, stream_id: int, flags: int, payload: bytes) -> None:
+        if not self._admitted:
+            self._greeting(kind, payload)
+            return
         if kind == wire.OPEN:
             self._open(stream_id, codec.decode(payload))
             return
@@ -220,6 +225,17 @@ class Channel:
                 stream.on_room()
         else:
             stream.cancel(False)
+
+    def admit(self, hello: bytes) -> None:
+        """From now on requests are served."""
+        self._admitted = True
+        self.send(wire.HELLO, 0, hello)
+
+    def _greeting(self, kind: int, payload: bytes) -> None:
+        if kind != wire.HELLO or self.on_greeting is None:
+            raise wire.WireError("a host has to greet first")
+        on_greeting, self.on_greeting = self.on_greeting, None
+        on_greeting(codec.decode(payload))
 
     def _open(self, stream_id: int, request: dict[str, Any]) -> None:
         if stream_id in self.streams or stream_id == 0:

@@ -9,6 +9,7 @@ import time
 from . import wire
 from .channel import LATER
 from .faults import Fault
+from .metrics import memory_kills
 from .output import Input, Output
 from .processes import AT_CWD, AT_PROGRAM, CannotStart, kill
 
@@ -127,7 +128,12 @@ class Command:
             "signal": number,
             "duration_s": self._duration,
             "reason": self.reason,
+            "memory_kills": memory_kills() if number == 9 or self._looks_killed() else None,
         }
+
+    def _looks_killed(self) -> bool:
+        """A shell reports a child that was killed as 137."""
+        return os.WIFEXITED(self.status or 0) and os.WEXITSTATUS(self.status or 0) == 137
 
     def describe(self, pids: list[int]) -> dict[str, Any]:
         shown = ("argv", "cwd", "user")

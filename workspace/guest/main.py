@@ -1,7 +1,6 @@
 """Start of the guest: read the configuration, raise the walls, serve hosts until there is no reason to live.
 
-Descriptors are given as arguments: a listening socket that hosts connect to, a life line (end of file on it means
-that the owner is gone, and with it the sandbox), and a pipe with the configuration as JSON.
+How it is started depends on the environment: `inherited` with descriptors, `contained` as the first process of a container.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import _socket
 import os
 import sys
 import time
+from binascii import unhexlify
 
 from . import codec, sealing, wire
 from .channel import Channel
@@ -17,7 +17,7 @@ from .commands import Commands
 from .faults import Fault
 from .files import Files
 from .loop import READ, Loop
-from .metrics import Metrics
+from .metrics import Metrics, memory_kills
 from .paths import Paths
 from .processes import Processes
 from .transfer import Transfer
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from .loop import Timer
 
 MAX_LINKS = 64
+OWNER_S = 60.0
+"""How long a sandbox without a life line waits for its owner to connect."""
 
 
 class Guest:
@@ -43,6 +45,8 @@ class Guest:
         self._walls = walls
         self._channels: set[Channel] = set()
         self._expiry: Timer | None = None
+        self._owner: Channel | None = None
+        self._owner_wait: Timer | None = None
         self._ttl = config.get("ttl_s")
         self._last_use = time.monotonic()
         paths = Paths(config["home"], config.get("mapped", {}))
@@ -99,19 +103,28 @@ class Guest:
                 "home": self._config["home"],
                 "shell": "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh",
                 "walls": self._walls,
+                "memory_kills": memory_kills(),
             }
         )
 
-    def run(self, listener: int, lifeline: int) -> None:
-        """Serves until the life line ends, the time is over or a host says so; then nothing is left running."""
-        server = _socket.socket(fileno=listener)
+    def run(self, server: _socket.socket, lifeline: int | None) -> None:
+        """Serves until the owner is gone, the time is over or a host says so; then nothing is left running."""
         server.setblocking(False)
-        self.loop.watch(listener, READ, lambda events: self._accept(server))
-        self.loop.watch(lifeline, READ, lambda events: self._end("owner_gone", "the owner of the sandbox ended"))
+        self.loop.watch(server.fileno(), READ, lambda events: self._accept(server))
+        if lifeline is not None:
+            self.loop.watch(lifeline, READ, lambda events: self._owner_gone())
+        elif not self._config.get("detached"):
+            self._await_owner()
         self._heed_children()
         self._schedule_expiry()
         self.loop.run()
         self.processes.kill_all()
+
+    def _owner_gone(self) -> None:
+        self._end("owner_gone", "the owner of the sandbox ended")
+
+    def _await_owner(self) -> None:
+        self._owner_wait = self.loop.after(OWNER_S, self._owner_gone)
 
     def _accept(self, server: _socket.socket) -> None:
         try:
@@ -122,9 +135,28 @@ class Guest:
             os.close(fd)
             return
         os.set_blocking(fd, False)
-        channel = Channel(self.loop, fd, self.serve, self._channels.discard)
+        channel = Channel(self.loop, fd, self.serve, self._on_closed)
         self._channels.add(channel)
-        channel.send(wire.HELLO, 0, self.hello())
+        if self._config.get("token") is None:
+            channel.admit(self.hello())
+        else:
+            channel.on_greeting = lambda greeting: self._greet(channel, greeting)
+
+    def _greet(self, channel: Channel, greeting: dict[str, Any]) -> None:
+        """A host that reaches us by an address others may reach, too, has to know the token."""
+        if not _same(str(greeting.get("token")), self._config["token"]):
+            channel.goodbye("protocol", "wrong token")
+            return
+        if greeting.get("owner"):
+            self._owner = channel
+            if self._owner_wait is not None:
+                self._owner_wait.cancel()
+        channel.admit(self.hello())
+
+    def _on_closed(self, channel: Channel) -> None:
+        self._channels.discard(channel)
+        if channel is self._owner:
+            self._owner_gone()
 
     def _heed_children(self) -> None:
         ended = sealing.child_signals()
@@ -169,10 +201,16 @@ def _read_config(fd: int) -> dict[str, Any]:
     return codec.decode(b"".join(parts))
 
 
-def main(listener: int, lifeline: int, config_fd: int) -> None:
-    for fd in (listener, lifeline, config_fd):
-        os.set_inheritable(fd, False)
-    config = _read_config(config_fd)
+def _same(given: str, wanted: str) -> bool:
+    """Equality in time that does not tell where the difference is."""
+    difference = len(given) ^ len(wanted)
+    for one, other in zip(given.encode("utf-8", "replace"), wanted.encode()):  # noqa: B905 (3.8)
+        difference |= one ^ other
+    return not difference
+
+
+def _seal(config: dict[str, Any]) -> dict[str, Any]:
+    """Raises the walls that are the guest's own; what the kernel says of the result."""
     os.umask(0o022)
     config["score_fd"] = sealing.open_oom_score()
     sealing.make_undumpable()
@@ -180,5 +218,27 @@ def main(listener: int, lifeline: int, config_fd: int) -> None:
         sealing.become_subreaper()
     sealing.limit(config.get("limits", {}))
     landlock = sealing.landlock(config["writable"]) if config.get("writable") else 0
-    walls = dict(sealing.observed(), landlock=landlock)
-    Guest(config, walls).run(listener, lifeline)
+    if config.get("seccomp"):
+        sealing.seccomp(unhexlify(config["seccomp"]))
+    return dict(sealing.observed(), landlock=landlock)
+
+
+def inherited(listener: int, lifeline: int, config_fd: int) -> None:
+    """Start with descriptors from the launcher: a listening socket, the life line, the configuration."""
+    for fd in (listener, lifeline, config_fd):
+        os.set_inheritable(fd, False)
+    config = _read_config(config_fd)
+    walls = _seal(config)
+    Guest(config, walls).run(_socket.socket(fileno=listener), lifeline)
+
+
+def contained(config_path: str) -> None:
+    """Start as the first process of a container, as root: the configuration is a file, which is removed."""
+    from . import container
+
+    config = _read_config(os.open(config_path, os.O_RDONLY))
+    os.unlink(config_path)
+    server = container.prepare(config)
+    container.drop_privileges(config)
+    walls = _seal(config)
+    Guest(config, walls).run(server, None)

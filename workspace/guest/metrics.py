@@ -33,6 +33,17 @@ def _processes() -> tuple[int, float, int]:
     return count, ticks / _TICK, pages * _PAGE
 
 
+def memory_kills() -> int | None:
+    """How often the kernel has killed for want of memory, where our own cgroup can be read from inside."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        try:
+            with open(path) as events:
+                return sum(int(line.split()[1]) for line in events if line.startswith("oom_kill "))
+        except OSError:
+            continue
+    return None
+
+
 class Metrics:
     """The request `metrics.read`."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
 import ctypes
+import errno
 import os
 import resource
 import struct
@@ -20,6 +21,7 @@ LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446
 
 RLIMIT_LOCKS = 10
 _PRLIMIT64 = 261 if os.uname().machine == "aarch64" else 302
+_PR_CAPBSET_DROP, _PR_SET_SECCOMP = 24, 22
 _word = ctypes.c_ulong
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -86,6 +88,22 @@ def set_tag(tag: int, first: int, second: int) -> None:
     words = (0, RLIMIT_LOCKS)
     if _libc.syscall(_PRLIMIT64, *map(_word, words), limit, None, _word(first), _word(second)):
         raise OSError(ctypes.get_errno(), "prlimit64(RLIMIT_LOCKS)")
+
+
+def drop_bounding_set() -> None:
+    """No program that is executed from now on can gain a capability, whatever its file says."""
+    for number in range(64):
+        if _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) and ctypes.get_errno() == errno.EINVAL:
+            return
+
+
+def seccomp(program: bytes) -> None:
+    """Adds a filter to those in force; the strictest answer of all counts (seccomp(2))."""
+    code = ctypes.create_string_buffer(program, len(program))
+    head = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    if _libc.prctl(_PR_SET_SECCOMP, 2, head, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP)")
 
 
 def landlock_abi() -> int:
