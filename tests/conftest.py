@@ -34,7 +34,7 @@ def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield home
 
 
-class environment:  # noqa: N801 (a context manager, used like a function)
+class environment:
     """Environment variables for a while; loaded backends are forgotten at both ends."""
 
     def __init__(self, **values: str) -> None:

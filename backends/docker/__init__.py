@@ -23,7 +23,7 @@ from . import engine, images
 from .box import Box
 from .images import LABEL
 from .options import DockerOptions, check
-from .sandbox import DockerSandbox, recall, remember
+from .sandbox import DockerSandbox, recall, remember, remove_container
 
 YOUNG_S = 60.0
 
@@ -59,7 +59,7 @@ class DockerBackend(Backend):
         return [Finding("engine", True, found), await self._runtime()]
 
     async def _runtime(self) -> Finding:
-        info = await engine.call(self._host, lambda: engine.client(self._host).api.info())
+        info = await engine.call(self._host, engine.client(self._host).api.info)
         names = ", ".join(sorted(info.get("Runtimes") or {}))
         return Finding("runtimes", True, names or "the engine's own", needed=False)
 
@@ -85,11 +85,13 @@ class DockerBackend(Backend):
         return options if options.docker_host else options.model_copy(update={"docker_host": self._host})
 
     def _box(self, workspace_id: str, spec: WorkspaceSpec, options: DockerOptions) -> Box:
+        """The token stays the same for a workspace's life, so that two who start it at once do not lock each other out."""
         prepared = images.prepare(options.docker_host, options.image, self._state)
         shares = prepared.shares_files
         link = self._state / workspace_id / "link" if shares else None
         secret = (secrets.randbits(64), secrets.randbits(64))
-        return Box(workspace_id, spec, options, prepared, owner(), link, secret, secrets.token_hex(16) if shares else None)
+        token = (recall(self._state, workspace_id).get("token") or secrets.token_hex(16)) if shares else None
+        return Box(workspace_id, spec, options, prepared, owner(), link, secret, token)
 
     def _create(self, box: Box) -> DockerSandbox:
         sandbox = DockerSandbox(box, self._state, owned=True)
@@ -150,12 +152,16 @@ class DockerBackend(Backend):
         options = self._options(spec)
         box = self._box(workspace_id, spec, options)
         if self._running(box):
-            known = recall(self._state, workspace_id).get("token")
-            return DockerSandbox(_with_token(box, known), self._state, owned=False)
+            if box.link_dir is not None and not recall(self._state, workspace_id):
+                raise BackendUnavailable(
+                    f"workspace {workspace_id} was started from another machine or state directory; join it from there"
+                )
+            return DockerSandbox(box, self._state, owned=False)
         sandbox = DockerSandbox(box, self._state, owned=True)
         try:
             self._start(sandbox, box)
-        except WorkspaceExists:  # somebody else was faster
+        except WorkspaceExists:  # somebody else was faster, or removes the last one still
+            time.sleep(0.01)
             return self._attach(key)
         return sandbox
 
@@ -169,8 +175,7 @@ class DockerBackend(Backend):
             return False
         if state["Running"]:
             return True
-        with contextlib.suppress(WorkspaceNotFound), engine.mapped(box.options.docker_host):
-            api.remove_container(box.name, force=True, v=False)
+        remove_container(box.options.docker_host, box.name)
         return False
 
     async def list(self) -> builtins.list[SandboxRecord]:
@@ -226,16 +231,6 @@ class DockerBackend(Backend):
             for entry in api.containers(all=True, filters={"label": f"{LABEL}=prepare"}):
                 if time.time() - entry["Created"] > YOUNG_S:
                     api.remove_container(entry["Id"], force=True)
-
-
-def _with_token(box: Box, token: str | None) -> Box:
-    from dataclasses import replace
-
-    if box.link_dir is not None and token is None:
-        raise BackendUnavailable(
-            f"workspace {box.id} was started from another machine or state directory; its link cannot be joined from here"
-        )
-    return replace(box, token=token)
 
 
 def _timestamp(text: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from workspace import seccomp
 from workspace.bundle import guest_version, start_code
 from workspace.spec import WorkspaceSpec
 
-from .images import GUEST_DIR, LABEL, Prepared
+from . import engine
+from .images import GUEST_DIR, LABEL, Prepared, processes_ulimit, ulimit
 from .options import DockerOptions
 
 HOME = "/home/user"
@@ -20,7 +22,13 @@ UID = GID = 1000
 STARTING = ("SETUID", "SETGID", "SETPCAP", "CHOWN", "DAC_OVERRIDE", "FOWNER")
 """What the guest needs before it becomes an ordinary user for good; after that no process has any capability."""
 AS_ROOT = ("SETUID", "SETGID", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL")
-MIB = 1024 * 1024
+MASKED = (
+    *("/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/key-users", "/proc/latency_stats", "/proc/timer_list"),
+    *("/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/proc/kallsyms", "/proc/kmsg", "/proc/kpagecount", "/proc/kpageflags"),
+    *("/sys/firmware", "/sys/devices/virtual/powercap"),
+)
+"""The engine's own list and a few more."""
+DEVICES = ("shm", "null", "zero", "full", "random", "urandom", "tty", "pts", "ptmx")
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,8 @@ class Box:
 
     def volumes(self) -> dict[str, str]:
         """Volume → where it is mounted."""
-        return {f"{self.name}-files": "/workspace", f"{self.name}-home": HOME}
+        hidden = hashlib.sha256(self.id.encode()).hexdigest()[:32]  # volume names are seen inside, in the mount table
+        return {f"workspace-{hidden}-files": "/workspace", f"workspace-{hidden}-home": HOME}
 
     def command(self) -> list[str]:
         """The first process: the guest."""
@@ -75,15 +84,29 @@ class Box:
             memswap_limit=memory,
             nano_cpus=int(resources.cpus * 1e9) if resources.cpus is not None else None,
             shm_size=shm,
-            tmpfs={"/tmp": f"rw,nosuid,nodev,exec,mode=1777,size={tmp},nr_inodes={max(1024, tmp // 16384)}"},
-            ulimits=[_ulimit("core", 0), _ulimit("nofile", resources.open_files), _ulimit("fsize", resources.file_bytes)],
+            tmpfs=self._tmpfs(tmp, shm),
+            ulimits=[
+                *processes_ulimit(self.options.docker_host),
+                ulimit("core", 0),
+                ulimit("nofile", resources.open_files),
+                ulimit("fsize", resources.file_bytes),
+            ],
             log_config={"type": "none"},
             read_only=self.options.read_only_root,
             runtime=self.options.runtime,
             ipc_mode="private",
             binds=self._binds(),
         )
+        config["MaskedPaths"] = list(MASKED)
+        config["CgroupnsMode"] = "private"
         return config
+
+    def _tmpfs(self, tmp: int, shm: int) -> dict[str, str]:
+        """Podman takes no limit of inodes, and has its own way for /dev/shm."""
+        options = "rw,nosuid,nodev,exec,mode=1777"
+        if engine.is_podman(self.options.docker_host):
+            return {"/tmp": f"{options},size={tmp}"}
+        return {path: f"{options},size={size},nr_inodes={max(1024, size // 16384)}" for path, size in (("/tmp", tmp), ("/dev/shm", shm))}
 
     def _binds(self) -> list[str]:
         binds = [f"{volume}:{path}:rw" for volume, path in self.volumes().items()]
@@ -110,7 +133,9 @@ class Box:
                 "socket": f"{LINK_DIR}/sock",
                 "token": self.token,
                 "limits": {"NOFILE": self.spec.resources.open_files, "FSIZE": self.spec.resources.file_bytes, "CORE": 0},
-                "writable": [] if self.options.user == "root" else ["/workspace", HOME, "/tmp", "/dev", "/var/tmp"],
+                "writable": []
+                if self.options.user == "root"
+                else ["/workspace", HOME, "/tmp", "/var/tmp", *(f"/dev/{name}" for name in DEVICES)],
                 "tag_secret": self.secret,
                 "seccomp": seccomp.build(self.secret).hex(),
             }
@@ -129,7 +154,3 @@ class Box:
             "TMPDIR": "/tmp",
         }
         return {**image, **own, **self.spec.env}
-
-
-def _ulimit(name: str, value: int) -> dict[str, Any]:
-    return {"Name": name, "Soft": value, "Hard": value}

@@ -21,6 +21,7 @@ from . import engine
 
 GUEST_DIR = "/run/workspace-guest"
 LABEL = "workspace-runtime"
+PODMAN_PROCESSES = 32768
 PREPARE = f"""
 import sys
 if sys.version_info < (3, 8):
@@ -130,18 +131,19 @@ def _fill(client: docker.DockerClient, host: str | None, image: str, volume: str
 
 def _run_prepare(client: docker.DockerClient, host: str | None, image: str, bind: str, shared: Path, nonce: str) -> dict[str, Any]:
     try:
-        return _run_once(client, image, [bind, f"{shared}:/run/workspace-shared:ro"], nonce)
+        return _run_once(client, host, image, [bind, f"{shared}:/run/workspace-shared:ro"], nonce)
     except docker.errors.APIError as error:
         text = str(error.explanation or error)
         if "executable file not found" in text or "no such file" in text.lower():
             raise StartFailed(f"the image has no python3, which the guest needs; {REMEDY}") from error
         if str(shared) in text:  # an engine on another machine
-            return _run_once(client, image, [bind], nonce)
+            return _run_once(client, host, image, [bind], nonce)
         raise engine.translate(error, host) or error from error
 
 
-def _run_once(client: docker.DockerClient, image: str, binds: list[str], nonce: str) -> dict[str, Any]:
-    config = client.api.create_host_config(binds=binds, network_mode="none", log_config={"type": "json-file"})
+def _run_once(client: docker.DockerClient, host: str | None, image: str, binds: list[str], nonce: str) -> dict[str, Any]:
+    limits = [ulimit("nofile", 1024), *processes_ulimit(host)]
+    config = client.api.create_host_config(binds=binds, network_mode="none", log_config={"type": "json-file"}, ulimits=limits)
     command = ["python3", "-I", "-S", "-c", PREPARE, nonce]
     labels = {LABEL: "prepare"}
     made = client.api.create_container(image, entrypoint=command, command=[], user="0", host_config=config, labels=labels)
@@ -161,6 +163,16 @@ def _run_once(client: docker.DockerClient, image: str, binds: list[str], nonce: 
     except (ValueError, IndexError):
         raise BackendError(f"the image's python3 answered {output[-200:]!r}") from None
     return answer
+
+
+def ulimit(name: str, value: int) -> dict[str, Any]:
+    """One rlimit as the engine wants it."""
+    return {"Name": name, "Soft": value, "Hard": value}
+
+
+def processes_ulimit(host: str | None) -> list[dict[str, Any]]:
+    """For Podman, whose default is higher than an engine without CAP_SYS_RESOURCE can set. The cgroup's `pids` is what counts."""
+    return [ulimit("nproc", PODMAN_PROCESSES)] if engine.is_podman(host) else []
 
 
 def guest_tar() -> bytes:

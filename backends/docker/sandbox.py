@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import secrets
 import shutil
 import socket
 import time
@@ -13,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from workspace.backend import Sandbox, SandboxInfo
-from workspace.errors import BackendError, StartFailed, WorkspaceError, WorkspaceGone, WorkspaceNotFound
+from workspace.errors import BackendError, WorkspaceError, WorkspaceExists, WorkspaceGone, WorkspaceNotFound
 from workspace.spec import WorkspaceSpec
 
 from . import engine, network
 from .box import LINK_DIR, Box
 from .images import tar
 from .options import DockerOptions
+from .relay import demultiplex
 
 START_TIMEOUT_S = 30.0
 POLL_S = 0.004
+REMOVE_TIMEOUT_S = 30.0
 RELAY = f"""
 import socket,sys,threading,os
 s=socket.socket(socket.AF_UNIX);s.connect("{LINK_DIR}/sock")
@@ -122,8 +126,6 @@ class DockerSandbox(Sandbox):
             time.sleep(0.02)
         made = self._api.exec_create(self._box.name, ["python3", "-I", "-S", "-c", RELAY], stdin=True, user="0")
         stream = self._api.exec_start(made["Id"], socket=True)
-        from .relay import demultiplex
-
         return demultiplex(stream)
 
     def _execute(self, command: list[str]) -> int:
@@ -166,8 +168,7 @@ class DockerSandbox(Sandbox):
         self.owned = False
 
     def _remove_container(self) -> None:
-        with contextlib.suppress(WorkspaceNotFound), engine.mapped(self._host):
-            self._api.remove_container(self._box.name, force=True, v=False)
+        remove_container(self._host, self._box.name)
 
     async def destroy(self) -> None:
         await engine.call(self._host, self.remove)
@@ -182,8 +183,9 @@ class DockerSandbox(Sandbox):
         shutil.rmtree(self._state / self.id, ignore_errors=True)
 
     async def touch(self, spec: WorkspaceSpec | None = None) -> None:
-        await asyncio.to_thread(remember, self._state, self.id, spec or self.spec, self._box.token)
         self.spec = spec or self.spec
+        if (self._state / self.id).is_dir():
+            await asyncio.to_thread(remember, self._state, self.id, self.spec, self._box.token)
 
     async def pause(self) -> None:
         await engine.call(self._host, self._api.pause, self._box.name)
@@ -204,7 +206,7 @@ class DockerSandbox(Sandbox):
             for name in ("memory_bytes", "cpus", "pids", "tmp_bytes", "shm_bytes")
         }
         limits |= {name: f"{getattr(resources, name)} (each process)" for name in ("open_files", "file_bytes")}
-        limits["disk_bytes"] = "not enforced by the engine's volumes"
+        limits["disk_bytes"] = f"{resources.disk_bytes} (not enforced by the engine's volumes)"
         options = self._box.options
         extra = {"image": options.image, "digest": self._box.image.digest, "runtime": options.runtime or "default"}
         link = "unix socket on a bind mount" if self._box.link_dir else "relay through the engine"
@@ -213,7 +215,7 @@ class DockerSandbox(Sandbox):
 
 def _walls(spec: WorkspaceSpec, options: DockerOptions, seen: Mapping[str, object]) -> dict[str, str]:
     found = {
-        "namespaces": "pid, mount, net, ipc, uts, by the engine",
+        "namespaces": "pid, mount, net, ipc, uts",
         "root": "read-only" if options.read_only_root else "the image's, in a layer of its own",
         "files": "/workspace and /home/user on volumes of this workspace",
         "network": "own loopback only" if spec.network.mode == "none" else "a bridge without host, containers and private addresses",
@@ -234,15 +236,13 @@ def _walls(spec: WorkspaceSpec, options: DockerOptions, seen: Mapping[str, objec
 
 
 def _connect(path: Path) -> socket.socket:
-    from os import O_DIRECTORY, O_PATH, close, open
-
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        folder = open(path.parent, O_PATH | O_DIRECTORY)
+        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             sock.connect(f"/proc/self/fd/{folder}/{path.name}")
         finally:
-            close(folder)
+            os.close(folder)
         sock.setblocking(False)
     except BaseException:
         sock.close()
@@ -250,12 +250,32 @@ def _connect(path: Path) -> socket.socket:
     return sock
 
 
+def remove_container(host: str | None, name: str) -> None:
+    """Removes a container and waits until it is gone, whoever removes it; blocking, idempotent."""
+    api = engine.client(host).api
+    deadline = time.monotonic() + REMOVE_TIMEOUT_S
+    while True:
+        try:
+            with engine.mapped(host):
+                api.remove_container(name, force=True, v=False)
+        except WorkspaceNotFound:
+            return
+        except BackendError:  # Podman, where the container ends in the same moment
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+        except WorkspaceExists:  # its removal is under way already
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(POLL_S)
+
+
 def remember(state: Path, workspace_id: str, spec: WorkspaceSpec, token: str | None) -> None:
     """What this machine knows about a workspace: the token of its link, its last use, a changed spec."""
     folder = state / workspace_id
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = folder / "state.json.new"
+        temporary = folder / f"state.json.{secrets.token_hex(4)}"
         temporary.touch(mode=0o600)
         temporary.write_text(json.dumps({"token": token, "used_at": time.time(), "spec": spec.model_dump(mode="json")}))
         temporary.replace(folder / "state.json")
@@ -270,7 +290,3 @@ def recall(state: Path, workspace_id: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value
-
-
-def failed_start(error: BaseException) -> StartFailed:
-    return StartFailed(f"the container cannot be started: {error}")

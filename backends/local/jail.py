@@ -19,6 +19,8 @@ MASKED_FILES = ("kcore", "keys", "key-users", "kmsg", "timer_list", "sched_debug
 MASKED_DIRS = ("acpi", "scsi", "asound")
 READ_ONLY_PROC = ("sys", "irq", "bus", "fs")
 USER_ID = 1000
+DEVICES = ("shm", "null", "zero", "full", "random", "urandom", "tty", "pts", "ptmx")
+"""What may be written below /dev."""
 SYSTEM_DIRS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 
 

@@ -217,7 +217,7 @@ class LocalSandbox(Sandbox):
         }
         if isolated:
             config["tag_secret"] = self._secret
-            config["writable"] = ["/workspace", "/home/user", "/tmp", "/dev"]
+            config["writable"] = ["/workspace", "/home/user", "/tmp", *(f"/dev/{name}" for name in jail.DEVICES)]
         else:
             config["mapped"] = self._mapped()
         return _memfd("workspace-config", json.dumps(config).encode())

@@ -136,7 +136,7 @@ async def test_paths_are_relative_to_workspace_absolute_or_below_home(ws: AsyncW
 async def test_dotdot_ends_at_the_sandboxes_own_walls(ws: AsyncWorkspace) -> None:
     up = "../" * 40
     assert "user:x:1000:1000:" in await ws.files.read_text(up + "etc/passwd")
-    assert "root:x:0:0:root:/root" not in await ws.files.read_text(up + "etc/passwd")
+    assert await ws.files.read_text(up + "etc/passwd") != Path("/etc/passwd").read_text()
     with pytest.raises(FileError):
         await ws.files.write(up + "etc/passwd", "x")
 
@@ -494,7 +494,8 @@ async def test_our_files_are_not_in_the_users_search_results(ws: AsyncWorkspace)
     await ws.files.write("f", "x")
     await ws.run("true")
     assert (await ws.run("find /workspace /home/user /tmp /dev/shm -mindepth 1")).stdout.split() == ["/workspace/f"]
-    assert [entry.path for entry in await ws.files.list("/", depth=1) if entry.name.startswith(".")] == []
+    # /.dockerenv and /run/.containerenv are the engines' own marks.
+    assert {entry.path for entry in await ws.files.list("/", depth=1) if entry.name.startswith(".")} <= {"/.dockerenv"}
 
 
 # Edits

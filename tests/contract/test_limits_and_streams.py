@@ -7,6 +7,7 @@ import os
 import time
 
 import pytest
+from declared import needs_hard
 from outside import peak_bytes, reset_peak, resident_bytes
 
 from workspace import AsyncWorkspace, InvalidArgument, NoSpace, NotSupported, OutOfMemory, Resources, WorkspaceError, WorkspaceGone
@@ -176,6 +177,7 @@ async def test_a_command_over_the_memory_limit_is_out_of_memory_and_the_workspac
 
 
 async def test_a_full_disk_is_a_typed_error_and_nothing_is_lost(backend: str) -> None:
+    await needs_hard(backend, "disk_bytes")
     async with await _limited(backend, disk_bytes=32 * MIB) as ws:
         await ws.files.write("f", "old")
         with pytest.raises(NoSpace) as caught:

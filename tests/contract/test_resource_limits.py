@@ -12,12 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from declared import needs_hard
 
 from workspace import AsyncWorkspace, CommandTimeout, NoSpace, OutOfMemory, ResourceExhausted, Resources, WorkspaceError, WorkspaceGone
 
 MIB = 1024 * 1024
 MEMORY, PIDS, DISK, TMP, SHM = 128 * MIB, 64, 64 * MIB, 16 * MIB, 8 * MIB
-TIGHT = Resources(memory_bytes=MEMORY, pids=PIDS, disk_bytes=DISK, tmp_bytes=TMP, shm_bytes=SHM, open_files=256, file_bytes=256 * MIB)
+TIGHT = Resources(
+    memory_bytes=MEMORY,
+    pids=PIDS,
+    disk_bytes=DISK,
+    accept_weaker=frozenset({"disk_bytes"}),
+    tmp_bytes=TMP,
+    shm_bytes=SHM,
+    open_files=256,
+    file_bytes=256 * MIB,
+)
 
 
 @pytest.fixture
@@ -202,7 +212,9 @@ print(json.dumps([out, int(open("/proc/1/oom_score_adj").read())]))
 @pytest.mark.parametrize("folder", ["/tmp", "/dev/shm"])
 async def test_memory_that_lies_in_files_ends_in_a_clear_error(backend: str, folder: str) -> None:
     """tmpfs is memory of no process: the kernel finds nobody to kill. The workspace stays usable."""
-    resources = Resources(memory_bytes=64 * MIB, pids=PIDS, disk_bytes=DISK, tmp_bytes=512 * MIB, shm_bytes=512 * MIB)
+    resources = Resources(
+        memory_bytes=64 * MIB, pids=PIDS, disk_bytes=DISK, accept_weaker=frozenset({"disk_bytes"}), tmp_bytes=512 * MIB, shm_bytes=512 * MIB
+    )
     async with AsyncWorkspace.create(backend, resources=resources) as ws:
         async with asyncio.timeout(60):
             with contextlib.suppress(OutOfMemory):
@@ -224,6 +236,7 @@ async def test_a_workspace_that_runs_out_of_memory_takes_no_other_down(backend: 
 
 @pytest.mark.parametrize("folder", ["/workspace", "/home/user"])
 async def test_the_disk_cannot_be_filled_beyond_its_limit(tight: AsyncWorkspace, neighbour: AsyncWorkspace, folder: str) -> None:
+    await needs_hard(tight, "disk_bytes")
     free = os.statvfs("/").f_bfree * os.statvfs("/").f_bsize
     code = f"""
 size = count = 0
@@ -252,6 +265,7 @@ print(json.dumps([size, reason]))
 
 
 async def test_a_write_from_outside_ends_in_no_space(tight: AsyncWorkspace) -> None:
+    await needs_hard(tight, "disk_bytes")
     with pytest.raises(NoSpace):
         await tight.files.write("big", (b"x" * MIB for _ in range(200)))
     assert not await tight.files.exists("big")
@@ -262,6 +276,7 @@ async def test_a_write_from_outside_ends_in_no_space(tight: AsyncWorkspace) -> N
 
 
 async def test_sparse_and_preallocated_files_are_held_too(tight: AsyncWorkspace) -> None:
+    await needs_hard(tight, "disk_bytes")
     code = """
 out = {}
 for name, size in (("within", 32 << 20), ("beyond", 200 << 20)):
@@ -288,6 +303,7 @@ print(json.dumps(out))
 
 
 async def test_the_inodes_cannot_be_used_up_beyond_their_limit(tight: AsyncWorkspace) -> None:
+    await needs_hard(tight, "disk_bytes")
     code = """
 made, reason = 0, None
 os.makedirs("/workspace/many")
@@ -459,7 +475,7 @@ print(json.dumps([count, reason, raised]))
 
 
 async def test_one_file_is_limited(backend: str) -> None:
-    resources = Resources(memory_bytes=MEMORY, pids=PIDS, disk_bytes=DISK, file_bytes=4 * MIB)
+    resources = Resources(memory_bytes=MEMORY, pids=PIDS, disk_bytes=DISK, accept_weaker=frozenset({"disk_bytes"}), file_bytes=4 * MIB)
     async with AsyncWorkspace.create(backend, resources=resources) as ws:
         result = await ws.run("head -c 20000000 /dev/zero > file; stat -c %s file", timeout_s=10)
         assert int(result.stdout) <= 4 * MIB
@@ -475,7 +491,7 @@ async def test_no_core_file_is_written(tight: AsyncWorkspace) -> None:
 
 
 async def test_the_processor_quota_holds(backend: str) -> None:
-    resources = Resources(memory_bytes=MEMORY, pids=PIDS, disk_bytes=DISK, cpus=0.5)
+    resources = Resources(memory_bytes=MEMORY, pids=PIDS, disk_bytes=DISK, accept_weaker=frozenset({"disk_bytes"}), cpus=0.5)
     async with AsyncWorkspace.create(backend, resources=resources) as ws:
         code = """
 pids = []

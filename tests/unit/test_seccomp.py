@@ -8,8 +8,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from workspace import seccomp
 
+from workspace import seccomp
 from workspace.errors import IsolationUnavailable
 
 MACHINES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

@@ -212,7 +212,8 @@ def _same(given: str, wanted: str) -> bool:
 def _seal(config: dict[str, Any]) -> dict[str, Any]:
     """Raises the walls that are the guest's own; what the kernel says of the result."""
     os.umask(0o022)
-    config["score_fd"] = sealing.open_oom_score()
+    sealing.ignore_signals()
+    config.setdefault("score_fd", sealing.open_oom_score())
     sealing.make_undumpable()
     if os.getpid() != 1:
         sealing.become_subreaper()
@@ -238,6 +239,7 @@ def contained(config_path: str) -> None:
 
     config = _read_config(os.open(config_path, os.O_RDONLY))
     os.unlink(config_path)
+    config["score_fd"] = sealing.open_oom_score()
     server = container.prepare(config)
     container.drop_privileges(config)
     walls = _seal(config)

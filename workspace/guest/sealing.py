@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import resource
+import stat
 import struct
 
 TYPE_CHECKING = False
@@ -61,6 +62,12 @@ def open_oom_score() -> int:
         return fd
     os.close(fd)  # not at the usual 0: it could not be set back
     return -1
+
+
+def ignore_signals() -> None:
+    """What user code may send to process 1 and Python would heed; children start with the defaults again."""
+    for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGPIPE):
+        _signal.signal(number, _signal.SIG_IGN)
 
 
 def child_signals() -> int:
@@ -117,6 +124,8 @@ def _landlock_allow(ruleset: int, path: str, access: int) -> None:
     except FileNotFoundError:
         return
     try:
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            access &= _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV  # others are for directories
         rule = struct.pack("=Qi", access, fd)
         if _libc.syscall(LANDLOCK_ADD, ruleset, 1, rule, 0):
             raise OSError(ctypes.get_errno(), "landlock_add_rule", path)
