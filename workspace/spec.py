@@ -96,6 +96,10 @@ class WorkspaceSpec(_Frozen):
     def _network_by_mode(cls, value: object) -> object:
         return {"mode": value} if isinstance(value, str) else value
 
+    def as_json(self) -> dict[str, Any]:
+        """What was asked for, and only that: a default that is written down would count as a demand when it is read."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
     @property
     def kept(self) -> bool:
         """Whether the files stay until somebody removes them; those of others go when their time is over."""

@@ -36,7 +36,7 @@ async def create(backend: Backend, spec: WorkspaceSpec) -> Sandbox:
         env={**os.environ, "PYTHONSAFEPATH": "1"},
     )
     try:
-        said, complained = await asyncio.wait_for(process.communicate(spec.model_dump_json().encode()), START_TIMEOUT_S)
+        said, complained = await asyncio.wait_for(process.communicate(json.dumps(spec.as_json()).encode()), START_TIMEOUT_S)
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()

@@ -20,12 +20,14 @@ from workspace.settings import state_home
 from workspace.spec import WorkspaceSpec
 
 from . import engine, images
-from .box import Box
+from .box import Box, hidden_name
 from .images import LABEL
 from .options import DockerOptions, check
 from .sandbox import DockerSandbox, recall, remember, remove_container
 
 YOUNG_S = 60.0
+STARTING_S = 15.0
+ENDED = frozenset({"exited", "dead", "stopped"})
 
 
 def owner() -> str:
@@ -48,7 +50,8 @@ class DockerBackend(Backend):
 
     async def capabilities(self) -> Capabilities:
         hard = ("memory_bytes", "cpus", "pids", "open_files", "file_bytes", "tmp_bytes", "shm_bytes")
-        limits: dict[str, Any] = {**dict.fromkeys(hard, "hard"), "disk_bytes": "none"}
+        inodes = "none" if await engine.call(self._host, engine.is_podman, self._host) else "hard"
+        limits: dict[str, Any] = {**dict.fromkeys(hard, "hard"), "disk_bytes": "none", "tmp_inodes": inodes}
         return Capabilities(True, limits, ("none", "open"), pause=True, checkpoint=True, root_user=True)
 
     async def probe(self) -> builtins.list[Finding]:
@@ -88,7 +91,7 @@ class DockerBackend(Backend):
         """The token stays the same for a workspace's life, so that two who start it at once do not lock each other out."""
         prepared = images.prepare(options.docker_host, options.image, self._state)
         shares = prepared.shares_files
-        link = self._state / workspace_id / "link" if shares else None
+        link = self._state / "links" / hidden_name(workspace_id) if shares else None
         secret = (secrets.randbits(64), secrets.randbits(64))
         token = (recall(self._state, workspace_id).get("token") or secrets.token_hex(16)) if shares else None
         return Box(workspace_id, spec, options, prepared, owner(), link, secret, token)
@@ -130,7 +133,9 @@ class DockerBackend(Backend):
         wanted = [f"{LABEL}=workspace", *(f"{key}={value}" for key, value in labels.items())]
         with engine.mapped(self._host):
             found = engine.client(self._host).api.volumes(filters={"label": wanted}).get("Volumes") or []
-        return [volume for volume in found if volume["Name"].endswith("-home")]
+        # Podman takes several labels as "any of them", so they are compared here once more.
+        homes = [volume for volume in found if volume["Name"].endswith("-home")]
+        return [volume for volume in homes if labels.items() <= (volume.get("Labels") or {}).items()]
 
     def _find(self, key: str) -> dict[str, Any]:
         for label in (f"{LABEL}.id", f"{LABEL}.name"):
@@ -166,17 +171,21 @@ class DockerBackend(Backend):
         return sandbox
 
     def _running(self, box: Box) -> bool:
-        """Whether its container runs; one that has ended is removed."""
+        """Whether its container runs; one that has ended is removed, one that somebody is starting is waited for."""
         api = engine.client(box.options.docker_host).api
-        try:
-            with engine.mapped(box.options.docker_host):
-                state = api.inspect_container(box.name)["State"]
-        except WorkspaceNotFound:
-            return False
-        if state["Running"]:
-            return True
-        remove_container(box.options.docker_host, box.name)
-        return False
+        deadline = time.monotonic() + STARTING_S
+        while True:
+            try:
+                with engine.mapped(box.options.docker_host):
+                    state = api.inspect_container(box.name)["State"]
+            except WorkspaceNotFound:
+                return False
+            if state["Running"]:
+                return True
+            if state.get("Status") in ENDED or time.monotonic() > deadline:
+                remove_container(box.options.docker_host, box.name)
+                return False
+            time.sleep(0.02)
 
     async def list(self) -> builtins.list[SandboxRecord]:
         return await engine.call(self._host, self._list)

@@ -31,6 +31,11 @@ MASKED = (
 DEVICES = ("shm", "null", "zero", "full", "random", "urandom", "tty", "pts", "ptmx")
 
 
+def hidden_name(workspace_id: str) -> str:
+    """For names that are seen inside, in the mount table: the id is not to be learned from them."""
+    return hashlib.sha256(workspace_id.encode()).hexdigest()[:32]
+
+
 @dataclass(frozen=True)
 class Box:
     """One container to be."""
@@ -58,13 +63,13 @@ class Box:
             f"{LABEL}.owner": self.owner,
             f"{LABEL}.ttl_s": str(self.spec.ttl_s),
             f"{LABEL}.guest": guest_version(),
-            f"{LABEL}.spec": self.spec.model_dump_json(),
+            f"{LABEL}.spec": json.dumps(self.spec.as_json()),
         }
 
     def volumes(self) -> dict[str, str]:
         """Volume → where it is mounted."""
-        hidden = hashlib.sha256(self.id.encode()).hexdigest()[:32]  # volume names are seen inside, in the mount table
-        return {f"workspace-{hidden}-files": "/workspace", f"workspace-{hidden}-home": HOME}
+        name = hidden_name(self.id)
+        return {f"workspace-{name}-files": "/workspace", f"workspace-{name}-home": HOME}
 
     def command(self) -> list[str]:
         """The first process: the guest."""
@@ -78,7 +83,7 @@ class Box:
             network_mode=self.network(),
             cap_drop=["ALL"],
             cap_add=list(AS_ROOT if self.options.user == "root" else STARTING),
-            security_opt=["no-new-privileges:true"],
+            security_opt=["no-new-privileges:true", *self._podman_masks()],
             pids_limit=resources.pids,
             mem_limit=memory,
             memswap_limit=memory,
@@ -100,6 +105,10 @@ class Box:
         config["MaskedPaths"] = list(MASKED)
         config["CgroupnsMode"] = "private"
         return config
+
+    def _podman_masks(self) -> list[str]:
+        """Podman does not heed the API's list of masked paths; it has an option of its own."""
+        return [f"mask={':'.join(MASKED)}"] if engine.is_podman(self.options.docker_host) else []
 
     def _tmpfs(self, tmp: int, shm: int) -> dict[str, str]:
         """Podman takes no limit of inodes, and has its own way for /dev/shm."""

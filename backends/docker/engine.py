@@ -69,7 +69,7 @@ def translate(error: BaseException, host: str | None) -> WorkspaceError | None:
         status = error.response.status_code if error.response is not None else 0
         if isinstance(error, docker.errors.NotFound):
             return WorkspaceNotFound(f"the engine does not know it: {text}")
-        if status == 409:
+        if status == 409 or "is already in use" in text:
             return WorkspaceExists(17, f"the engine refuses: {text}")
         return BackendError(f"the engine refuses: {text}")
     if isinstance(error, (docker.errors.DockerException, requests.exceptions.RequestException)):

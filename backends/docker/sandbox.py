@@ -19,7 +19,7 @@ from workspace.errors import BackendError, WorkspaceError, WorkspaceExists, Work
 from workspace.spec import WorkspaceSpec
 
 from . import engine, network
-from .box import LINK_DIR, Box
+from .box import LINK_DIR, Box, hidden_name
 from .images import tar
 from .options import DockerOptions
 from .relay import demultiplex
@@ -181,6 +181,7 @@ class DockerSandbox(Sandbox):
             with contextlib.suppress(WorkspaceNotFound), engine.mapped(self._host):
                 self._api.remove_volume(volume, force=True)
         shutil.rmtree(self._state / self.id, ignore_errors=True)
+        shutil.rmtree(self._state / "links" / hidden_name(self.id), ignore_errors=True)
 
     async def touch(self, spec: WorkspaceSpec | None = None) -> None:
         self.spec = spec or self.spec
@@ -277,7 +278,7 @@ def remember(state: Path, workspace_id: str, spec: WorkspaceSpec, token: str | N
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = folder / f"state.json.{secrets.token_hex(4)}"
         temporary.touch(mode=0o600)
-        temporary.write_text(json.dumps({"token": token, "used_at": time.time(), "spec": spec.model_dump(mode="json")}))
+        temporary.write_text(json.dumps({"token": token, "used_at": time.time(), "spec": spec.as_json()}))
         temporary.replace(folder / "state.json")
     except OSError as error:
         raise BackendError(f"the state directory {str(folder)!r} cannot be written: {error}; set WORKSPACE_HOME") from error

@@ -60,6 +60,7 @@ class Host:
             "file_bytes": "hard",
             "tmp_bytes": "hard",
             "shm_bytes": "hard",
+            "tmp_inodes": "hard" if os.geteuid() == 0 else "none",
         }
 
     def capabilities(self, isolation: bool) -> Capabilities:
@@ -84,9 +85,10 @@ class Host:
         found = {}
         of_each: dict[str, Enforcement] = {"open_files": "per_process", "file_bytes": "per_process"}
         memory = {f"{name}_bytes": size for name, (size, _) in jail.in_memory(WorkspaceSpec(resources=resources)).items()}
+        inodes = jail.in_memory(WorkspaceSpec(resources=resources))["tmp"][1]
         held = {**self.enforcement(), **of_each, "disk_bytes": "hard" if has_disk else "none"}
         for name, how in held.items():
-            value = memory.get(name, getattr(resources, name))
+            value = inodes if name == "tmp_inodes" else memory.get(name, getattr(resources, name, None))
             found[name] = f"{value if value is not None else 'unlimited'} ({words[how]})"
         return found
 

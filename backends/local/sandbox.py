@@ -331,7 +331,7 @@ class LocalSandbox(Sandbox):
         with contextlib.suppress(OSError, LookupError):
             if spec is not None:
                 self.spec = spec
-                self._entry.write({**self._entry.read(), "spec": spec.model_dump(mode="json")})
+                self._entry.write({**self._entry.read(), "spec": spec.as_json()})
             self._entry.touch()
 
     def memory_kills(self) -> int:

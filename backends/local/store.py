@@ -124,7 +124,7 @@ class Store:
             entry.path.mkdir(mode=0o700)
             self._claim_name(spec.name, entry)
             lock = entry.lock()
-            entry.write({"spec": spec.model_dump(mode="json"), "created_at": time.time()})
+            entry.write({"spec": spec.as_json(), "created_at": time.time()})
         except OSError as error:
             self.remove(entry)
             if isinstance(error, WorkspaceExists):

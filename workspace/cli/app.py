@@ -17,7 +17,7 @@ _PASS_ON = {"allow_interspersed_args": False}
 
 app.command("run", context_settings=_PASS_ON)(run.run)
 app.command("create")(life.create)
-app.command("exec", context_settings=_PASS_ON)(run.execute)
+app.command("exec")(run.execute)
 app.command("list")(life.list_all)
 app.command("info")(life.info)
 app.command("cp")(files.cp)
