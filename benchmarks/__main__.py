@@ -10,17 +10,19 @@ import platform
 import tempfile
 from pathlib import Path
 
-from benchmarks import commands, files, starts
+from benchmarks import commands, containers, files, starts
 from benchmarks.measure import Result
 
-LIMITS = {"local": {"run": 1.0, "sync": 1.2, "many": 1.2, "stdout": 0.8, "write_many": 0.5}}
+LIMITS = {
+    "local": {"run": 1.0, "sync": 1.2, "many": 1.2, "stdout": 0.8, "write_many": 0.5},
+    "docker": {"run": 1.2, "sync": 1.4, "many": 1.5, "stdout": 0.6, "write_many": 0.5},
+}
 
 
 async def measure(backend: str) -> list[Result]:
     limits = LIMITS[backend]
     results = [*await commands.run(backend, limits), *await files.run(backend, limits)]
-    if backend == "local":
-        results += await starts.run()
+    results += await (starts.run() if backend == "local" else containers.run())
     return results
 
 
@@ -39,6 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-state-") as home:
         os.environ["WORKSPACE_HOME"] = home
+        os.environ.setdefault("WORKSPACE_IMAGE", "workspace-test:latest")
         results = [row for backend in arguments.backend or ["local"] for row in asyncio.run(measure(backend))]
     print(f"Linux {platform.release()}, Python {platform.python_version()}, {os.cpu_count()} cores\n")
     print(table(results))

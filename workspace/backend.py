@@ -6,8 +6,9 @@ import builtins
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from workspace.spec import WorkspaceSpec
@@ -154,6 +155,28 @@ class Backend(ABC):
     @abstractmethod
     async def prune(self, kept: bool = False) -> builtins.list[str]:
         """Reclaims what nobody holds: orphans and expired ones. `kept` takes expired named ones too. Returns their ids."""
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """What an image is built from: a directory with a Dockerfile, or a base image and packages."""
+
+    folder: Path | None = None
+    dockerfile: str | None = None
+    base: str | None = None
+    packages: tuple[str, ...] = ()
+    """Packages of the base's distribution."""
+    pip: tuple[str, ...] = ()
+    """Python packages."""
+
+
+@runtime_checkable
+class Imaging(Protocol):
+    """A backend that has images."""
+
+    async def pull_image(self, image: str, progress: Callable[[str], None]) -> None: ...
+
+    async def build_image(self, tag: str, source: ImageSource, progress: Callable[[str], None]) -> str: ...
 
 
 @runtime_checkable

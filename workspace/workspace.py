@@ -173,16 +173,16 @@ class AsyncWorkspace:
     @classmethod
     async def _create(cls, backend: str, spec: WorkspaceSpec) -> AsyncWorkspace:
         chosen = await asyncio.to_thread(registry.load, backend)
-        if spec.isolation == "none":
-            warnings.warn(
-                f"this workspace has NO ISOLATION: its code runs as {backend} processes with your rights", IsolationWarning, stacklevel=2
-            )
         if spec.detached:
             from workspace import supervisor
 
             sandbox = await supervisor.create(chosen, spec)
         else:
             sandbox = await chosen.create(spec)
+        if spec.isolation == "none":
+            warnings.warn(
+                f"this workspace has NO ISOLATION: its code runs as {backend} processes with your rights", IsolationWarning, stacklevel=2
+            )
         return await cls._dial(sandbox, new=True)
 
     @classmethod

@@ -11,15 +11,16 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from workspace.backend import Backend, Capabilities, Finding, SandboxRecord, is_over
+from workspace.backend import Backend, Capabilities, Finding, ImageSource, SandboxRecord, is_over
 from workspace.errors import BackendUnavailable, NotSupported, StartFailed, WorkspaceError, WorkspaceExists, WorkspaceNotFound, printable
 from workspace.settings import state_home
 from workspace.spec import WorkspaceSpec
 
-from . import engine, images
+from . import build, engine, images
 from .box import Box, hidden_name
 from .images import LABEL
 from .options import DockerOptions, check
@@ -126,6 +127,19 @@ class DockerBackend(Backend):
             with contextlib.suppress(FileNotFoundError):
                 (box.link_dir / "sock").unlink()
         sandbox.start()
+
+    # Images
+
+    async def pull_image(self, image: str, progress: Callable[[str], None]) -> None:
+        """Pulls an image, with credentials from Docker's own configuration."""
+        await engine.call(self._host, images.pull, self._host, image, progress)
+
+    async def build_image(self, tag: str, source: ImageSource, progress: Callable[[str], None]) -> str:
+        """Builds an image from a directory with a Dockerfile, or from a base and packages; its id."""
+        if source.folder is not None:
+            return await engine.call(self._host, build.from_folder, self._host, tag, source.folder, source.dockerfile, progress)
+        text = build.dockerfile(source.base or "", list(source.packages), list(source.pip))
+        return await engine.call(self._host, build.from_text, self._host, tag, text, progress)
 
     # Finding
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from workspace.cli import demo, doctor, files, life, run
+from workspace.cli import demo, doctor, files, image, life, run
 
 app = typer.Typer(
     help="Workspaces for running code that nobody has reviewed.",
@@ -27,3 +27,4 @@ app.command("kill")(life.kill)
 app.command("prune")(life.prune)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
+app.add_typer(image.app, name="image")
