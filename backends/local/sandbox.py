@@ -288,6 +288,8 @@ class LocalSandbox(Sandbox):
             self._lifeline.close()
             self._lifeline = None
         if self._child is not None:
+            if self.spec.isolation == "none":
+                self._child.wait(STOP_TIMEOUT_S)  # nothing but the guest itself can end what it has started
             self._child.kill()
             if not self._child.wait(STOP_TIMEOUT_S):
                 raise StartFailed(f"the sandbox {self.id} does not end {STOP_TIMEOUT_S:g} s after SIGKILL")

@@ -81,8 +81,10 @@ class Processes:
         self._secret = config.get("tag_secret") or (0, 0)
         self._score_fd = config.get("score_fd", -1)
         self._leaders: dict[int, Leader] = {}
-        self._next_tag = 1
         self._own_pid = os.getpid()
+        # Without a pid namespace other guests' processes are in sight: their tags must not be ours.
+        self._first_tag = 1 if self._own_pid == 1 else int.from_bytes(os.urandom(5), "big") << 20
+        self._next_tag = self._first_tag
 
     def start(self, request: dict[str, Any], fds: list[int], leader: Leader) -> tuple[int, int]:
         """Executes `argv` in `cwd` with `env` and `fds` as 0, 1, 2, as `user`, in a session of its own: (pid, tag).
@@ -169,7 +171,7 @@ class Processes:
     def kill_all(self) -> None:
         """Kills everything but the guest; for its end."""
         for tag in self.tagged():
-            if tag < self._next_tag:
+            if self._first_tag <= tag < self._next_tag:
                 self._kill_once(tag)
         kill_everything()
 
