@@ -7,19 +7,19 @@ import contextlib
 import inspect
 import signal as signals
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from workspace import untrusted
-from workspace.content import encode, to_bytes
+from workspace.content import encode
 from workspace.errors import CommandFailed, CommandNotFound, CommandTimeout, InvalidArgument, OutOfMemory, WorkspaceError, printable
 from workspace.link import Stream
 from workspace.output import MAX_OUTPUT_BYTES, Capture, CommandResult, OutputChunk, TextSplitter
 from workspace.session import CANCEL_GRACE_S, Session, stop
 from workspace.spec import check_env
+from workspace.stdin import Feeding, Stdin, as_bytes, check_stdin
 
-Stdin = str | bytes | Iterable[bytes] | AsyncIterable[bytes] | None
 OnText = Callable[[str], Awaitable[None] | None] | None
 OnOutput = Callable[[OutputChunk], Awaitable[None] | None] | None
 
@@ -84,62 +84,6 @@ def _checked_env(env: Mapping[str, str] | None) -> dict[str, str]:
         return check_env(dict(env or {}))
     except ValueError as error:
         raise InvalidArgument(f"env: {error}") from None
-
-
-def check_stdin(stdin: object) -> None:
-    """Raises `InvalidArgument` for what cannot be standard input."""
-    if stdin is not None and not isinstance(stdin, (str, bytes, bytearray, Iterable, AsyncIterable)):
-        raise InvalidArgument(f"stdin is {type(stdin).__name__}; it has to be text, bytes or an iterable of bytes")
-
-
-async def feed(stream: Stream, stdin: Stdin) -> None:
-    """Sends standard input, however it is given, and its end."""
-    if isinstance(stdin, (str, bytes, bytearray)):
-        await stream.send(_bytes(stdin), end=True)
-        return
-    if isinstance(stdin, AsyncIterable):
-        async for part in stdin:
-            if not await stream.send(_piece(part)):
-                return
-    elif stdin is not None:
-        for part in stdin:
-            if not await stream.send(_piece(part)):
-                return
-    await stream.send(b"", end=True)
-
-
-def _bytes(data: object) -> bytes | bytearray | memoryview:
-    return to_bytes(data, "standard input")
-
-
-def _piece(data: object) -> bytes | bytearray | memoryview:
-    if isinstance(data, str):
-        raise InvalidArgument(f"the pieces of standard input have to be bytes, not text ({data!r:.60})")
-    return _bytes(data)
-
-
-class _Feeding:
-    """Standard input on its way; a source that fails ends the command, and its error is the caller's."""
-
-    def __init__(self, stream: Stream, stdin: Stdin) -> None:
-        self._stream = stream
-        self._task = asyncio.ensure_future(feed(stream, stdin)) if stdin is not None else None
-        if self._task is not None:
-            self._task.add_done_callback(self._on_done)
-
-    def _on_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            self._stream.cancel()
-
-    def check(self) -> None:
-        """Raises what the source raised."""
-        if self._task is not None and self._task.done():
-            self._task.result()
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
 
 
 class _Listener:
@@ -248,7 +192,7 @@ class AsyncCommandHandle:
         if not self._stdin_open:
             raise InvalidArgument(f"command {self.pid} has no standard input; start it with stdin=True")
         async with self._session.use():
-            if not await self._stream.send(_bytes(data)):
+            if not await self._stream.send(as_bytes(data)):
                 raise CommandNotFound(f"command {self.pid} has ended and reads no more")
 
     async def close_stdin(self) -> None:
@@ -351,7 +295,7 @@ class AsyncCommands:
         request = self._request(command, timeout_s, env, stdin=stdin is not None, **about)
         capture, listener = Capture(max_output_bytes), _Listener(on_output, on_stdout, on_stderr)
         async with self._session.stream("command.run", **request) as stream:
-            feeding = _Feeding(stream, stdin)
+            feeding = Feeding(stream, stdin)
             try:
                 async for flags, data in stream:
                     capture.feed(flags, data)

@@ -6,20 +6,22 @@ import asyncio
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import TracebackType
 from typing import Any
 
-from workspace import registry, settings, untrusted
+from workspace import registry, untrusted
 from workspace.backend import Backend, Pausing, Sandbox, SandboxInfo, SandboxRecord
-from workspace.commands import DEFAULT, AsyncCommands, OnOutput, OnText, Stdin, Timeout
-from workspace.errors import InvalidArgument, NotSupported, SettingsError, WorkspaceClosed, WorkspaceGone
+from workspace.commands import DEFAULT, AsyncCommands, OnOutput, OnText, Timeout
+from workspace.errors import InvalidArgument, NotSupported, WorkspaceClosed, WorkspaceGone
 from workspace.files import AsyncFiles
 from workspace.link import Link
+from workspace.opening import Opening, resolve
 from workspace.output import MAX_OUTPUT_BYTES, CommandResult
 from workspace.session import Session
-from workspace.spec import NetworkPolicy, Resources, WorkspaceSpec, make_spec
+from workspace.spec import NetworkPolicy, Resources, WorkspaceSpec
+from workspace.stdin import Stdin
 
 JOIN_TIMEOUT_S = 10.0
 
@@ -65,46 +67,6 @@ class Metrics:
     disk_free_bytes: int
     inodes_total: int
     inodes_free: int
-
-
-class Opening:
-    """A workspace on its way: `await` it, or use it with `async with`."""
-
-    def __init__(self, open_it: Callable[[], Coroutine[Any, Any, AsyncWorkspace]]) -> None:
-        self._open = open_it
-        self._workspace: AsyncWorkspace | None = None
-
-    def __await__(self) -> Generator[Any, None, AsyncWorkspace]:
-        return self._open().__await__()
-
-    async def __aenter__(self) -> AsyncWorkspace:
-        self._workspace = await self._open()
-        return self._workspace
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._workspace is not None:
-            await self._workspace.leave()
-
-
-def resolve(backend: str | None, profile: str | None, spec: WorkspaceSpec | None, given: dict[str, Any]) -> tuple[str, WorkspaceSpec]:
-    """The backend's name and the spec that arguments, profile, environment and defaults come to."""
-    if spec is not None:
-        if given:
-            raise InvalidArgument(f"give either spec= or single fields, not both: {', '.join(sorted(given))}")
-        return backend or settings.load(profile).backend, spec
-    settings.check_argument_keys(given)
-    found = settings.load(profile)
-    wanted = settings.split_options(given)
-    chosen = backend or found.backend
-    known = registry.load(chosen).option_names
-    options = {name: value for name, value in found.fields.get("options", {}).items() if name in known}
-    merged = {**found.fields, **wanted, "options": {**options, **wanted["options"]}}
-    try:
-        return chosen, make_spec(**merged)
-    except InvalidArgument as error:
-        if given or found.source == "no settings file":
-            raise
-        raise SettingsError(f"{found.source}: {error}") from None
 
 
 class AsyncWorkspace:

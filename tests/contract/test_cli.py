@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -136,3 +139,171 @@ def test_a_terminal_gets_colours_and_no_control_of_itself(backend: str) -> None:
     assert b"\\x1b" in seen
     assert b"\x1b[2J" not in seen
     assert b"\xc2\x9b" not in seen
+
+
+@pytest.fixture
+def workspace_id(cli: Run) -> Iterator[str]:
+    """A workspace that the command made."""
+    made = cli("create")
+    assert made.returncode == 0, made.stderr
+    key = made.stdout.decode().strip()
+    yield key
+    cli("kill", key)
+
+
+def on_terminal(*arguments: str, within_s: float = 30) -> bytes:
+    """What the command writes on a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen([COMMAND, *arguments], stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen, deadline = b"", time.monotonic() + within_s
+    try:
+        while time.monotonic() < deadline and select.select([ours], [], [], within_s)[0]:
+            seen += os.read(ours, 65536)
+    except OSError:  # EIO: nobody has the other side open any more
+        pass
+    finally:
+        os.close(ours)
+        process.kill()
+        process.wait()
+    return seen
+
+
+def test_binary_data_passes_through_unchanged(cli: Run) -> None:
+    data = os.urandom(1_000_000)
+    assert cli("run", "-i", "--", "cat", stdin=data).stdout == data
+
+
+def test_run_ends_with_its_command_although_standard_input_stays_open(backend: str) -> None:
+    process = subprocess.Popen([COMMAND, "run", "-b", backend, "-i", "--", "true"], stdin=subprocess.PIPE)
+    try:
+        assert process.wait(15) == 0
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdin
+        process.stdin.close()
+
+
+async def test_ctrl_c_ends_a_run_that_waits_for_standard_input(backend: str) -> None:
+    marker = new_marker()
+    process = subprocess.Popen(
+        [COMMAND, "run", "-b", backend, "-i", "--", "sleep", marker], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    try:
+        assert await appears(marker)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(15) == 130
+        assert await vanishes(marker)
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdin
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+async def test_a_killed_run_leaves_nothing_running(backend: str, number: signal.Signals) -> None:
+    marker = new_marker()
+    process = subprocess.Popen([COMMAND, "run", "-b", backend, "--", "sleep", marker], stderr=subprocess.DEVNULL)
+    try:
+        assert await appears(marker)
+        process.send_signal(number)
+        process.wait(20)
+        assert await vanishes(marker, 15)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_reader_that_goes_away_ends_the_run_with_141(backend: str) -> None:
+    process = subprocess.Popen([COMMAND, "run", "-b", backend, "--", "yes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == b"y\n"
+        process.stdout.close()
+        assert process.wait(20) == 141
+        assert process.stderr
+        assert b"Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr
+        process.stderr.close()
+
+
+def test_a_working_directory_that_was_removed_is_no_traceback(backend: str, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f'rmdir "$PWD"; exec "{COMMAND}" run -b {backend} -- echo ok'
+    done = subprocess.run(["sh", "-c", script], cwd=gone, capture_output=True, timeout=60)
+    assert b"Traceback" not in done.stderr
+
+
+def test_directory_environment_and_limit_of_an_exec(cli: Run, workspace_id: str) -> None:
+    assert cli("exec", "-w", "/tmp", "-e", "A=x y", workspace_id, "--", "pwd; echo $A").stdout == b"/tmp\nx y\n"
+    assert cli("exec", workspace_id, "--", "sh", "-c", "exit 9").returncode == 9
+    assert cli("exec", "-t", "0.5", workspace_id, "--", "sleep", "60").returncode == 124
+
+
+def test_one_word_with_spaces_is_for_the_shell_in_the_background_too(cli: Run, workspace_id: str) -> None:
+    assert cli("exec", workspace_id, "--", "echo a b").stdout == b"a b\n"
+    done = cli("exec", "--background", workspace_id, "--", "echo hi >made; sleep 100")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+async def test_a_time_limit_holds_in_the_background_too(backend: str, cli: Run, workspace_id: str) -> None:
+    marker = new_marker()
+    done = cli("exec", "--background", "-t", "1", workspace_id, "--", "sleep", marker)
+    assert done.returncode == 0
+    assert await vanishes(marker, 6)
+
+
+def test_names_with_control_characters_are_escaped_in_lists(cli: Run, workspace_id: str) -> None:
+    name = "a\x1b]0;x\x07b\nc"
+    assert cli("exec", workspace_id, "--", "touch", name).returncode == 0
+    listed = cli("ls", workspace_id).stdout
+    assert b"\x1b" not in listed
+    assert listed.count(b"\n") == 1
+    assert b"a\\x1b]0;x\\x07b\\nc" in listed
+    assert json.loads(cli("ls", "--json", workspace_id).stdout)[0]["path"] == f"/workspace/{name}"
+    assert b"\x1b]0;" not in on_terminal("ls", workspace_id)
+
+
+def test_names_are_shown_as_they_are_on_a_terminal(cli: Run, workspace_id: str) -> None:
+    assert cli("exec", workspace_id, "--", "touch", "[red]x", ":snake:").returncode == 0
+    seen = on_terminal("ls", workspace_id)
+    assert b"[red]x" in seen
+    assert b":snake:" in seen
+    assert b":snake:" in on_terminal("cat", workspace_id, ":snake:-missing")
+
+
+def test_ids_are_whole_on_a_narrow_terminal(cli: Run) -> None:
+    name = "n" * 63
+    key = cli("create", "-n", name).stdout.decode().strip()
+    try:
+        assert key.encode() in on_terminal("list")
+    finally:
+        assert cli("kill", key).returncode == 0
+
+
+def test_cat_is_exact_in_a_pipe_and_escaped_on_a_terminal(cli: Run, workspace_id: str) -> None:
+    data = b"\x1b]0;t\x07\x00\xff\x1b[31mred\x1b[0m\n"
+    cli("exec", "-i", workspace_id, "--", "cat >f", stdin=data)
+    assert cli("cat", workspace_id, "f").stdout == data
+    seen = on_terminal("cat", workspace_id, "f")
+    assert b"\x1b]0;" not in seen
+    assert b"\x1b[31mred" in seen
+
+
+def test_prune_answers_with_a_list(cli: Run, backend: str, workspace_id: str) -> None:
+    removed = json.loads(cli("prune", "-b", backend, "--json").stdout)
+    assert isinstance(removed, list)
+    assert workspace_id not in removed
+    assert cli("exec", workspace_id, "--", "true").returncode == 0
+
+
+def test_a_completion_script_is_offered() -> None:
+    done = subprocess.run([COMMAND], env={**os.environ, "_WORKSPACE_COMPLETE": "source_bash"}, capture_output=True, timeout=30)
+    assert b"complete -o default -F _workspace_completion workspace" in done.stdout

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from workspace import BackendNotFound, InvalidArgument, Resources, SettingsError, Workspace, registry, settings
+from workspace.opening import resolve
 from workspace.spec import make_spec
-from workspace.workspace import resolve
 
 FILE = """
 backend = "local"
@@ -143,3 +143,50 @@ def test_a_state_directory_that_cannot_be_used_is_a_clear_error(home: str, monke
     finally:
         monkeypatch.undo()
         registry.forget()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["backend = 5", "profile = 3", 'profile = ["prod"]', "options = 5", "profiles = 3", "[profiles]\nprod = 1", 'env = "A=1"'],
+)
+def test_a_value_of_the_wrong_type_is_an_error_that_names_the_file(project: Path, text: str) -> None:
+    (project / "workspace.toml").write_text(text)
+    with pytest.raises(SettingsError, match=r"workspace\.toml"):
+        resolve(None, "prod" if text.startswith(("profiles", "[profiles")) else None, None, {})
+
+
+@pytest.mark.parametrize("text", ["tool = 5", "[tool]\nworkspace = 5"])
+def test_a_table_that_is_none_in_pyproject_is_a_settings_error(project: Path, text: str) -> None:
+    (project / "pyproject.toml").write_text(text)
+    with pytest.raises(SettingsError, match=r"pyproject\.toml"):
+        resolve(None, None, None, {})
+
+
+def test_a_mistake_in_the_file_is_named_although_arguments_are_given(project: Path) -> None:
+    (project / "workspace.toml").write_text("timeout_s = -1")
+    with pytest.raises(SettingsError, match=r"workspace\.toml.*timeout_s"):
+        resolve(None, None, None, {"name": "x"})
+
+
+def test_the_file_may_choose_the_profile_and_the_environment_another(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "workspace.toml").write_text('profile = "tight"\n' + FILE)
+    assert settings.load().fields["timeout_s"] == 1
+    monkeypatch.setenv("WORKSPACE_PROFILE", "prod")
+    assert (settings.load().backend, settings.load().fields["timeout_s"]) == ("docker", 5)
+    assert settings.load("tight").fields["timeout_s"] == 1
+
+
+def test_a_profile_without_a_file_is_a_settings_error(project: Path) -> None:
+    with pytest.raises(SettingsError, match="'prod'"):
+        settings.load("prod")
+
+
+def test_a_working_directory_that_was_removed_is_no_crash(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = project / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    try:
+        assert resolve("local", None, None, {})[0] == "local"
+    finally:
+        monkeypatch.chdir(project)

@@ -14,9 +14,9 @@ from outside import host_processes, new_marker, until, vanishes
 
 from workspace import AsyncCommandHandle, AsyncWorkspace, Workspace
 from workspace.commands import AsyncCommands
-from workspace.files import AsyncFiles
+from workspace.files import AsyncFiles, AsyncWatch
 from workspace.portal import portal
-from workspace.sync import CommandHandle, Commands, Files
+from workspace.sync import CommandHandle, Commands, Files, Watch
 
 PAIRS = [(AsyncWorkspace, Workspace), (AsyncCommands, Commands), (AsyncFiles, Files), (AsyncCommandHandle, CommandHandle)]
 ONLY_BLOCKING = {(Files, "open")}
@@ -108,3 +108,58 @@ def test_an_error_while_writing_a_file_object_keeps_the_old_file() -> None:
             raise KeyError
         assert ws.files.read("t") == b"old"
         assert [entry.name for entry in ws.files.list()] == ["t"]
+
+
+def test_watches_have_two_faces_of_the_same_shape() -> None:
+    assert set(public(Watch)) == set(public(AsyncWatch))
+    for name in ("enter", "exit"):
+        assert hasattr(Watch, f"__{name}__")
+        assert hasattr(AsyncWatch, f"__a{name}__")
+
+
+def test_callbacks_of_many_threads_that_start_workspaces_do_not_wait_for_each_other_for_ever() -> None:
+    code = """
+import threading
+from workspace import Workspace
+def use(text):
+    with Workspace.create("local") as inner:
+        done.append(inner.run("true").exit_code)
+done = []
+with Workspace.create("local") as ws:
+    threads = [threading.Thread(target=lambda: ws.run("sleep 1; echo hi", on_stdout=use)) for _ in range(40)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+assert done == [0] * 40, done
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+FORK = """
+import faulthandler, os, sys
+from workspace import Workspace
+with Workspace.create("local") as ws:
+    ws.run("true")
+    child = os.fork()
+    if child == 0:
+        faulthandler.dump_traceback_later(10, exit=True)
+        try:
+            {in_child}
+        except Exception as error:
+            print(type(error).__name__, error, file=sys.stderr)
+            os._exit(3)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert ws.run("echo on", timeout_s=10).stdout == "on\\n"
+    sys.exit(code)
+"""
+
+
+def test_a_forked_child_may_make_workspaces_of_its_own() -> None:
+    in_child = "with Workspace.create('local') as own: assert own.run('echo x').stdout == 'x\\n'"
+    done = subprocess.run([sys.executable, "-c", FORK.format(in_child=in_child)], capture_output=True, text=True, timeout=40)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_forked_child_that_uses_its_parents_workspace_is_told_and_does_not_break_it() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK.format(in_child="ws.run('echo x')")], capture_output=True, text=True, timeout=40)
+    assert done.returncode in (0, 3), done.stderr
