@@ -45,10 +45,8 @@ def resolve(backend: str | None, profile: str | None, spec: WorkspaceSpec | None
     chosen = backend or found.backend
     known = registry.load(chosen).option_names
     options = {name: value for name, value in found.fields.get("options", {}).items() if name in known}
-    merged = {**found.fields, **wanted, "options": {**options, **wanted["options"]}}
     try:
-        return chosen, make_spec(**merged)
+        make_spec(**found.fields)
     except InvalidArgument as error:
-        if given or found.source == "no settings file":
-            raise
         raise SettingsError(f"{found.source}: {error}") from None
+    return chosen, make_spec(**{**found.fields, **wanted, "options": {**options, **wanted["options"]}})

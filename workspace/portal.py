@@ -6,9 +6,11 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+_callers = ThreadPoolExecutor(1024, thread_name_prefix="workspace-caller")
 INTERRUPT_GRACE_S = 15.0
 """How long a call that Ctrl-C interrupts may take to stop what it has started inside."""
 
@@ -99,9 +101,14 @@ def off_loop(callback: Callable[[T], Any] | None) -> Callable[[T], Coroutine[Any
         return None
 
     async def call(value: T) -> None:
-        await asyncio.to_thread(callback, value)
+        await aside(callback, value)
 
     return call
+
+
+async def aside(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Runs a caller's function in a thread. Not in asyncio's own pool: what it calls may need a thread there."""
+    return await asyncio.get_running_loop().run_in_executor(_callers, function, *arguments)
 
 
 def pieces(content: Any) -> Any:
@@ -114,11 +121,11 @@ def pieces(content: Any) -> Any:
 
 
 async def _read(file: Any) -> AsyncIterator[bytes]:
-    while part := await asyncio.to_thread(file.read, 1 << 20):
+    while part := await aside(file.read, 1 << 20):
         yield part
 
 
 async def _iterate(iterable: Iterable[bytes]) -> AsyncIterator[bytes]:
     iterator, end = iter(iterable), object()
-    while (part := await asyncio.to_thread(next, iterator, end)) is not end:
-        yield part  # type: ignore[misc]
+    while (part := await aside(next, iterator, end)) is not end:
+        yield part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,10 +26,16 @@ class Session:
     def __init__(self, sandbox: Sandbox, link: Link) -> None:
         self.sandbox = sandbox
         self.closed = False
+        self._pid = os.getpid()
         seen = link.hello.get("memory_kills")
         self.memory_kills = untrusted.number(seen, 0) if seen is not None else sandbox.memory_kills()
         self._link = link
         self._touched = time.monotonic()
+
+    @property
+    def foreign(self) -> bool:
+        """Whether this process is a fork of the one that opened it: neither the loop nor the sandbox is ours."""
+        return os.getpid() != self._pid
 
     @property
     def hello(self) -> dict[str, Any]:
@@ -42,6 +49,10 @@ class Session:
 
     async def link(self) -> Link:
         """The link, for one request; raises `WorkspaceClosed`."""
+        if self.foreign:
+            raise WorkspaceClosed(
+                f"this handle of workspace {self.sandbox.id} belongs to the process that was forked; connect again in this one"
+            )
         if self.closed:
             raise WorkspaceClosed(f"this handle of workspace {self.sandbox.id} was closed; connect again")
         if time.monotonic() - self._touched > TOUCH_S:

@@ -58,16 +58,19 @@ def uid_range() -> str | None:
 
 def find_file(start: Path | None = None) -> tuple[Path, dict[str, Any]] | None:
     """The settings file that applies at `start` (default: the working directory) and its contents."""
-    folder = (start or Path.cwd()).absolute()
+    try:
+        folder = (start or Path.cwd()).absolute()
+    except FileNotFoundError:  # the working directory was removed: nothing applies there
+        return None
     for candidate in (folder, *folder.parents):
         own = candidate / "workspace.toml"
         if own.is_file():
             return own, _read(own)
         project = candidate / "pyproject.toml"
         if project.is_file():
-            table = _read(project).get("tool", {}).get("workspace")
-            if table is not None:
-                return project, table
+            tool = _table(_read(project).get("tool", {}), f"{project}, tool")
+            if "workspace" in tool:
+                return project, _table(tool["workspace"], f"{project}, tool.workspace")
     return None
 
 
@@ -76,6 +79,18 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"{path}: {error}") from error
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SettingsError(f"{where} has to be a table, not {value!r:.60}")
+    return value
+
+
+def _word(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise SettingsError(f"{where} has to be text, not {value!r:.60}")
+    return value
 
 
 def _check_keys(table: dict[str, Any], where: str) -> None:
@@ -88,7 +103,7 @@ def _check_keys(table: dict[str, Any], where: str) -> None:
 
 
 def _profile(table: dict[str, Any], name: str | None, where: str) -> dict[str, Any]:
-    profiles = table.get("profiles", {})
+    profiles = _table(table.get("profiles", {}), f"{where}, profiles")
     merged = {key: value for key, value in table.items() if key not in ("profiles", "profile")}
     if name is None:
         return merged
@@ -96,7 +111,7 @@ def _profile(table: dict[str, Any], name: str | None, where: str) -> dict[str, A
         near = difflib.get_close_matches(name, profiles, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(profiles)) or 'none'}"
         raise SettingsError(f"{where}: no profile {name!r}; {hint}")
-    _check_keys(profiles[name], f"{where}, profile {name!r}")
+    _check_keys(_table(profiles[name], f"{where}, profile {name!r}"), f"{where}, profile {name!r}")
     return {**merged, **profiles[name]}
 
 
@@ -107,10 +122,13 @@ def load(profile: str | None = None, start: Path | None = None) -> Settings:
     where = str(path) if path else "no settings file"
     _check_keys(table, where)
     name = profile or os.environ.get("WORKSPACE_PROFILE") or table.get("profile")
-    if name is not None and path is None:
-        raise SettingsError(f"profile {name!r}: there is no workspace.toml and no [tool.workspace] here or above {Path.cwd()}")
+    if name is not None:
+        _word(name, f"{where}, profile")
+        if path is None:
+            raise SettingsError(f"profile {name!r}: there is no workspace.toml and no [tool.workspace] here or above")
     merged = _profile(table, name, where)
-    backend = os.environ.get("WORKSPACE_BACKEND") or merged.get("backend", "local")
+    _table(merged.get("options", {}), f"{where}, options")
+    backend = os.environ.get("WORKSPACE_BACKEND") or _word(merged.get("backend", "local"), f"{where}, backend")
     merged.pop("backend", None)
     fields = split_options(merged)
     if os.environ.get("WORKSPACE_IMAGE"):

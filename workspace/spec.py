@@ -11,6 +11,8 @@ from workspace.errors import InvalidArgument
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
+MOST = 2**60
+"""More than any kernel counts in; keeps limits apart from its word for unlimited."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _ENV_NAME = re.compile(r"[^=\0]+")
 
@@ -27,21 +29,21 @@ class Resources(_Frozen):
     host has.
     """
 
-    memory_bytes: Annotated[int, Field(ge=32 * MIB)] = 4 * GIB
+    memory_bytes: Annotated[int, Field(ge=32 * MIB, le=MOST)] = 4 * GIB
     """Memory of all processes together with what lies in /tmp and /dev/shm; no swap."""
     cpus: Annotated[float, Field(gt=0, le=4096)] | None = None
     """CPU time per second of wall time; None: all of the host's."""
     pids: Annotated[int, Field(ge=8, le=4_194_304)] = 512
     """Processes and threads."""
-    disk_bytes: Annotated[int, Field(ge=16 * MIB)] = 10 * GIB
+    disk_bytes: Annotated[int, Field(ge=16 * MIB, le=MOST)] = 10 * GIB
     """What /workspace and /home/user hold together."""
     open_files: Annotated[int, Field(ge=256, le=1_048_576)] = 4096
     """Descriptors of one process."""
-    file_bytes: Annotated[int, Field(ge=MIB)] = 10 * GIB
+    file_bytes: Annotated[int, Field(ge=MIB, le=MOST)] = 10 * GIB
     """Size of one file."""
-    tmp_bytes: Annotated[int, Field(ge=MIB)] = GIB
+    tmp_bytes: Annotated[int, Field(ge=MIB, le=MOST)] = GIB
     """Size of /tmp, which lies in memory."""
-    shm_bytes: Annotated[int, Field(ge=MIB)] = 64 * MIB
+    shm_bytes: Annotated[int, Field(ge=MIB, le=MOST)] = 64 * MIB
     """Size of /dev/shm, which lies in memory."""
     accept_weaker: frozenset[Literal["memory_bytes", "cpus", "pids", "disk_bytes"]] = frozenset()
     """Names of limits that may be enforced in a weaker form (per process instead of together) or not at all."""
@@ -111,12 +113,17 @@ class WorkspaceSpec(_Frozen):
         return self.kept or self.detached
 
 
+def _stands_for_no_byte(text: str) -> bool:
+    """A lone surrogate other than those that PEP 383 has for bytes which are not UTF-8."""
+    return any(0xD800 <= ord(char) < 0xDC80 or 0xDCFF < ord(char) < 0xE000 for char in text)
+
+
 def check_env(env: dict[str, str]) -> dict[str, str]:
     """`env` unchanged; raises `ValueError` for a name or value that no process can be given."""
     for name, value in env.items():
-        if not isinstance(name, str) or not _ENV_NAME.fullmatch(name):
+        if not isinstance(name, str) or not _ENV_NAME.fullmatch(name) or _stands_for_no_byte(name):
             raise ValueError(f"{name!r} is not a name for an environment variable: no '=', no NUL, not empty")
-        if not isinstance(value, str) or "\0" in value or any(0xD800 <= ord(char) < 0xDC80 for char in value):
+        if not isinstance(value, str) or "\0" in value or _stands_for_no_byte(value):
             raise ValueError(f"environment variable {name!r} must be text without NUL, not {value!r:.80}")
     return env
 

@@ -97,7 +97,7 @@ def main() -> None:
     request = sys.stdin.read()
     if os.fork():  # the caller's child ends at once; nobody has to wait for the supervisor
         os._exit(0)
-    asyncio.run(_supervise(sys.argv[1], WorkspaceSpec.model_validate_json(request)))
+    asyncio.run(_supervise(sys.argv[1], WorkspaceSpec.model_validate(json.loads(request))))
 
 
 if __name__ == "__main__":

@@ -289,7 +289,7 @@ class AsyncWorkspace:
 
     async def close(self) -> None:
         """Ends the processes (where this process owns the sandbox) and keeps the files. Idempotent."""
-        if self._session.closed:
+        if self._session.closed or self._session.foreign:
             return
         self._ended = True
         await self._sandbox.touch()
@@ -302,6 +302,8 @@ class AsyncWorkspace:
 
     async def kill(self) -> None:
         """Ends all processes and removes everything, whoever owns the sandbox. Idempotent."""
+        if self._session.foreign:
+            await self._session.link()  # says whose it is
         if self._session.closed and self._ended:
             with contextlib.suppress(LookupError):
                 await self._sandbox.destroy()
@@ -314,7 +316,7 @@ class AsyncWorkspace:
 
     async def leave(self) -> None:
         """What leaving the `with` block does: `close()` for a workspace that is kept, `kill()` for a temporary one."""
-        if self._sandbox.spec.persistent or not self._sandbox.owned:
+        if self._session.foreign or self._sandbox.spec.persistent or not self._sandbox.owned:
             await self.close()
         else:
             await self.kill()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from outside import host_processes, new_marker, until, vanishes
+from outside import appears, host_processes, new_marker, until, vanishes
 
 COMMAND = str(Path(sys.executable).with_name("workspace"))
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
