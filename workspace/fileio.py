@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from typing import IO, TYPE_CHECKING, Any
 
 from workspace.errors import InvalidArgument
@@ -72,7 +73,7 @@ class _Writer(io.RawIOBase):
     def __init__(self, files: Files, path: str, exclusive: bool) -> None:
         if exclusive and files.exists(path):
             files.write(path, b"", exclusive=True)  # raises FileExistsError
-        self._context = files.writer(path)
+        self._context = files.writer(path, exclusive=exclusive)
         self._send = self._context.__enter__()
         self._at = 0
 
@@ -91,7 +92,8 @@ class _Writer(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            self._context.__exit__(None, None, None)
+            if not sys.is_finalizing():
+                self._context.__exit__(None, None, None)
 
     def abandon(self, error: BaseException) -> None:
         """Ends without a file."""

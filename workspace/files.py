@@ -340,9 +340,9 @@ class AsyncFiles:
         return AsyncWatch(self._session, where, self._base(where), recursive)
 
     @asynccontextmanager
-    async def writer(self, path: str, *, mode: int | None = None) -> AsyncIterator[Callable[[bytes], Any]]:
+    async def writer(self, path: str, *, mode: int | None = None, exclusive: bool = False) -> AsyncIterator[Callable[[bytes], Any]]:
         """An async function that takes a new file's bytes; the file appears when the block ends without an error."""
-        async with self._session.stream("file.write", self._where(path), mode=mode) as stream:
+        async with self._session.stream("file.write", self._where(path), mode=mode, exclusive=exclusive) as stream:
             yield stream.send
             await stream.send(b"", end=True)
             await stream.result()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-_callers = ThreadPoolExecutor(1024, thread_name_prefix="workspace-caller")
 INTERRUPT_GRACE_S = 15.0
 """How long a call that Ctrl-C interrupts may take to stop what it has started inside."""
 
@@ -29,6 +29,9 @@ class Portal:
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("a blocking Workspace method was called on its own event loop; use AsyncWorkspace there")
+        if sys.is_finalizing():
+            coroutine.close()
+            raise RuntimeError("the interpreter is shutting down")
         job: _Job[T] = _Job(coroutine)
         self._loop.call_soon_threadsafe(job.start)
         try:
@@ -107,8 +110,33 @@ def off_loop(callback: Callable[[T], Any] | None) -> Callable[[T], Coroutine[Any
 
 
 async def aside(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs a caller's function in a thread. Not in asyncio's own pool: what it calls may need a thread there."""
-    return await asyncio.get_running_loop().run_in_executor(_callers, function, *arguments)
+    """Runs a caller's function in a thread of its own.
+
+    Not in asyncio's pool: what it calls may need a thread there, and a read that never ends must not hold up the end
+    of the program.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if outcome.done():
+            return
+        if error is None:
+            outcome.set_result(result)
+        else:
+            outcome.set_exception(error)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function(*arguments)
+        except BaseException as raised:  # noqa: BLE001 (the awaiting side raises it)
+            error = raised
+        with contextlib.suppress(RuntimeError):  # nobody waits any more: the loop is closed
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name="workspace-caller", daemon=True).start()
+    return await outcome
 
 
 def pieces(content: Any) -> Any:

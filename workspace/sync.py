@@ -241,8 +241,8 @@ class Files:
         return open_file(self, path, mode, encoding=encoding, errors=errors, newline=newline)
 
     @contextmanager
-    def writer(self, path: str, *, mode: int | None = None) -> Iterator[Callable[[bytes], Any]]:
-        manager = self._async.writer(path, mode=mode)
+    def writer(self, path: str, *, mode: int | None = None, exclusive: bool = False) -> Iterator[Callable[[bytes], Any]]:
+        manager = self._async.writer(path, mode=mode, exclusive=exclusive)
         send = portal().call(manager.__aenter__())
         try:
             yield lambda data: portal().call(send(data))

@@ -8,18 +8,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
 
 from workspace.errors import CommandTimeout, OutOfMemory, WorkspaceError, printable
 from workspace.link import Progress as Report
 
 TIMEOUT_CODE, ERROR_CODE, MEMORY_CODE = 124, 125, 137
 
-errors = Console(stderr=True, highlight=False)
-out = Console(highlight=False)
+errors = Console(stderr=True, highlight=False, emoji=False)
+out = Console(highlight=False, emoji=False)
 
 
 def fail(error: WorkspaceError) -> NoReturn:
@@ -50,10 +52,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for row in rows:
             sys.stdout.write("\t".join(printable(cell) for cell in row) + "\n")
         return
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(columns):
+        width = max((cell_len(printable(row[index])) for row in rows), default=0)
+        table.add_column(name, no_wrap=True, min_width=width)
     for row in rows:
-        table.add_row(*(escape(printable(cell)) for cell in row))
-    out.print(table)
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    out.print(table, crop=False, soft_wrap=True)
 
 
 @contextmanager

@@ -24,14 +24,18 @@ def _stdin() -> Iterator[bytes]:
         yield data
 
 
+def for_shell(command: list[str]) -> str | list[str]:
+    """One word with spaces in it is a line for the shell, several are a program and its arguments."""
+    return command[0] if len(command) == 1 and " " in command[0] else command
+
+
 def stream(ws: Workspace, command: list[str], stdin: bool, **rest: Any) -> CommandResult:
     """Runs a command with its output passed on as it comes. One word with spaces in it is for the shell."""
     if not command:
         raise InvalidArgument("there is no command; write it after --")
     output = Output()
-    shown: str | list[str] = command[0] if len(command) == 1 and " " in command[0] else command
     try:
-        return ws.commands.run(shown, stdin=_stdin() if stdin else None, on_output=output.write, max_output_bytes=4096, **rest)
+        return ws.commands.run(for_shell(command), stdin=_stdin() if stdin else None, on_output=output.write, max_output_bytes=4096, **rest)
     finally:
         output.finish()
 
@@ -94,7 +98,7 @@ def execute(
     ws = Workspace.connect(workspace_id, backend=backend)
     try:
         if background:
-            handle = ws.commands.start(command, env=options.parse_env(env), cwd=cwd)
+            handle = ws.commands.start(for_shell(command), env=options.parse_env(env), cwd=cwd, timeout_s=timeout)
             typer.echo(handle.pid)
             code = 0
         else:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from typing import BinaryIO
 
+import typer
+
 from workspace.output import OutputChunk
+
+PIPE_CODE = 141
 
 _SAFE = re.compile(rb"\x1b\[[0-9;]*[mK]")
 _UNSAFE = re.compile(rb"\x1b\[[0-9;]*[mK]|[\x00-\x07\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xaa-\xae]|\xe2\x81[\xa6-\xa9]")
@@ -49,8 +54,13 @@ class Output:
     def write(self, chunk: OutputChunk) -> None:
         found = self._filters.get(chunk.stream)
         file = self._files[chunk.stream]
-        file.write(found.feed(chunk.data) if found else chunk.data)
-        file.flush()
+        try:
+            file.write(found.feed(chunk.data) if found else chunk.data)
+            file.flush()
+        except BrokenPipeError:
+            # Nobody reads any more: end as a program does that SIGPIPE ends, and do not try again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+            raise typer.Exit(PIPE_CODE) from None
 
     def finish(self) -> None:
         for name, found in self._filters.items():
