@@ -32,6 +32,9 @@ def address() -> str | None:
 
 def client(host: str | None) -> docker.DockerClient:
     """The client for an engine; connects lazily. Raises `BackendUnavailable`."""
+    path = (host or "").removeprefix("unix://")
+    if host and path != host and not os.path.exists(path):
+        raise BackendUnavailable(f"no container engine answers at {host}: there is no such socket; start the engine, or set DOCKER_HOST")
     with _guard:
         if host not in _clients:
             with mapped(host):

@@ -188,4 +188,6 @@ def tar(files: dict[str, bytes], mode: int) -> bytes:
             entry = tarfile.TarInfo(name)
             entry.size, entry.mode = len(data), mode
             archive.addfile(entry, io.BytesIO(data))
-    return out.getvalue()
+        end = archive.offset + 2 * tarfile.BLOCKSIZE
+    # Without the padding of whole records: Podman stops reading at the end mark and fails on what still comes.
+    return out.getvalue()[:end]
