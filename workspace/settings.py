@@ -112,7 +112,12 @@ def _profile(table: dict[str, Any], name: str | None, where: str) -> dict[str, A
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(profiles)) or 'none'}"
         raise SettingsError(f"{where}: no profile {name!r}; {hint}")
     _check_keys(_table(profiles[name], f"{where}, profile {name!r}"), f"{where}, profile {name!r}")
-    return {**merged, **profiles[name]}
+    return {key: _joined(merged.get(key), value) for key, value in {**merged, **profiles[name]}.items()}
+
+
+def _joined(common: Any, own: Any) -> Any:
+    """Tables (`env`, `resources`, …) add up, anything else of the profile replaces what is common."""
+    return {**common, **own} if isinstance(common, dict) and isinstance(own, dict) else own
 
 
 def load(profile: str | None = None, start: Path | None = None) -> Settings:

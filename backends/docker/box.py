@@ -140,6 +140,7 @@ class Box:
                 "ttl_s": self.spec.ttl_s,
                 "detached": self.spec.detached,
                 "socket": f"{LINK_DIR}/sock",
+                "greets": True,
                 "token": self.token,
                 "limits": {"NOFILE": self.spec.resources.open_files, "FSIZE": self.spec.resources.file_bytes, "CORE": 0},
                 "writable": []

@@ -44,6 +44,7 @@ def _inward(stream: Any, source: socket.socket, target: socket.socket) -> None:
                 target.sendall(data)
     target.close()
     stream.close()
+    source.close()  # the SDK's wrapper leaves it open
 
 
 def _exactly(source: socket.socket, count: int) -> bytes:

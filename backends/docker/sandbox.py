@@ -54,7 +54,7 @@ class DockerSandbox(Sandbox):
         self.id = box.id
         self.spec = box.spec
         self.owned = owned
-        self.greeting = None if box.token is None else {"token": box.token, "owner": owned and not box.spec.detached}
+        self.greeting = {"token": box.token, "owner": owned and not box.spec.detached}
         self._box = box
         self._state = state
         self._host = box.options.docker_host

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import docker
 import pytest
 from outside import until
+from workspace.backends.docker import images
 
 from workspace import (
     AsyncWorkspace,
@@ -194,3 +196,23 @@ def test_an_image_is_built_from_a_base_and_from_a_dockerfile(engine: docker.Dock
         [COMMAND, "image", "build", "--from", "x; rm -rf /", "-b", "docker"], capture_output=True, text=True, timeout=60
     )
     assert refused.returncode == 125
+
+
+async def test_a_link_through_the_engine_serves_where_no_files_are_shared(
+    engine: docker.DockerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine on another machine sees none of our directories. The real engine and the real relay; only that answer is set."""
+    prepare = images.prepare
+    monkeypatch.setattr(images, "prepare", lambda *about: replace(prepare(*about), shares_files=False))
+    async with AsyncWorkspace.create("docker") as ws:
+        assert (await ws.info()).sandbox.link == "relay through the engine"
+        content = os.urandom(3_000_000)
+        await ws.files.write("f", content)
+        assert await ws.files.read("f") == content
+        async with AsyncWorkspace.connect(ws.id) as other:
+            assert (await other.run("ls")).stdout == "f\n"
+        assert (await ws.run("ls /run/workspace")).exit_code != 0
+        connect = "import socket; socket.socket(socket.AF_UNIX).connect('/run/workspace/sock')"
+        assert "PermissionError" in (await ws.run(["python3", "-c", connect])).stderr
+    name = f"workspace-{ws.id}"
+    assert await until(lambda: not [each for each in engine.containers.list(all=True) if each.name == name], 20)

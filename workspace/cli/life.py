@@ -117,9 +117,15 @@ def rows(found: WorkspaceInfo) -> list[tuple[str, str]]:
 
 
 def kill(workspace_ids: Annotated[list[str], typer.Argument(metavar="ID…")], backend: options.Backend = None) -> None:
-    """End workspaces and remove their files."""
+    """End workspaces and remove their files. One that is not there does not save the others; then the exit code is 125."""
+    missing = None
     for key in workspace_ids:
-        kill_one(key, backend)
+        try:
+            kill_one(key, backend)
+        except WorkspaceNotFound as error:
+            missing = error
+    if missing is not None:
+        raise missing
 
 
 def kill_one(key: str, backend: str | None) -> None:

@@ -33,8 +33,11 @@ def prepare(config: dict[str, Any]) -> _socket.socket:
         pass
     server.bind(config["socket"])
     os.chmod(config["socket"], 0o666)  # the token is the lock
+    folder = os.path.dirname(config["socket"])
     if config["token"] is not None:
-        _take_over(os.path.dirname(config["socket"]), uid)
+        _take_over(folder, uid)
+    else:
+        os.chmod(folder, 0o700)  # for root's relays alone
     server.listen(64)
     return server
 

@@ -137,14 +137,15 @@ class Guest:
         os.set_blocking(fd, False)
         channel = Channel(self.loop, fd, self.serve, self._on_closed)
         self._channels.add(channel)
-        if self._config.get("token") is None:
+        if not self._config.get("greets"):
             channel.admit(self.hello())
         else:
             channel.on_greeting = lambda greeting: self._greet(channel, greeting)
 
     def _greet(self, channel: Channel, greeting: dict[str, Any]) -> None:
-        """A host that reaches us by an address others may reach, too, has to know the token."""
-        if not _same(str(greeting.get("token")), self._config["token"]):
+        """The owner says that it is the owner; where others may reach our address, too, the token has to be known."""
+        token = self._config["token"]
+        if token is not None and not _same(str(greeting.get("token")), token):
             channel.goodbye("protocol", "wrong token")
             return
         if greeting.get("owner"):
