@@ -77,6 +77,22 @@ class SandboxInfo:
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
+def observed_walls(seen: Mapping[str, object], seccomp: str) -> dict[str, str]:
+    """Walls that the guest found around itself; `seccomp` says which filter is meant."""
+    found = {}
+    if seen.get("capabilities") == 0 and seen.get("bounding") == 0:
+        found["capabilities"] = "none"
+    if seen.get("no_new_privs") is True:
+        found["no_new_privs"] = "set"
+    if seen.get("seccomp") is True:
+        found["seccomp"] = seccomp
+    if seen.get("landlock"):
+        found["landlock"] = f"ABI {seen['landlock']}"
+    if seen.get("dumpable") is False and seen.get("pid") == 1:
+        found["guest"] = "process 1, not dumpable"
+    return found
+
+
 class Sandbox(ABC):
     """One sandbox with a guest in it. Not bound to an event loop."""
 

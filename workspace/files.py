@@ -20,7 +20,6 @@ from workspace.session import Session
 
 Content = str | bytes | bytearray | memoryview | Iterable[bytes] | AsyncIterable[bytes] | IO[bytes]
 COPY_BYTES = 256 * 1024
-MAX_LINE = 64 * 1024 * 1024
 
 
 async def send_content(stream: Stream, content: Content, progress: Progress | None = None) -> None:

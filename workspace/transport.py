@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from workspace.guest.wire import Decoder
@@ -13,6 +15,25 @@ from workspace.guest.wire import Decoder
 HIGH_WATER = 1024 * 1024
 MAX_BUFFERS = 256
 Frames = Callable[[], list[tuple[int, int, int, bytes]]]
+
+
+def connect_in(folder: Path) -> socket.socket:
+    """A non-blocking connection to the guest that listens at `folder`/sock; raises `OSError`.
+
+    By descriptor, because the path may be longer than a socket address admits (unix(7): 107 bytes).
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sock.connect(f"/proc/self/fd/{fd}/sock")
+        finally:
+            os.close(fd)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 class Transport(Protocol):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import secrets
 import shutil
 import socket
@@ -14,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workspace.backend import Sandbox, SandboxInfo
+from workspace.backend import Sandbox, SandboxInfo, observed_walls
 from workspace.errors import BackendError, WorkspaceError, WorkspaceExists, WorkspaceGone, WorkspaceNotFound
 from workspace.spec import WorkspaceSpec
+from workspace.transport import connect_in
 
 from . import engine, network
 from .box import LINK_DIR, Box, hidden_name
@@ -107,7 +107,7 @@ class DockerSandbox(Sandbox):
         looked = time.monotonic()
         while True:
             try:
-                return _connect(self._box.link_dir / "sock")
+                return connect_in(self._box.link_dir)
             except OSError:
                 await asyncio.sleep(POLL_S)
             if time.monotonic() - looked > 0.3:
@@ -223,32 +223,7 @@ def _walls(spec: WorkspaceSpec, options: DockerOptions, seen: Mapping[str, objec
     }
     if options.user == "root":
         found["user"] = "root was asked for: few capabilities, inside the same walls"
-    if seen.get("capabilities") == 0 and seen.get("bounding") == 0:
-        found["capabilities"] = "none"
-    if seen.get("no_new_privs") is True:
-        found["no_new_privs"] = "set"
-    if seen.get("seccomp") is True:
-        found["seccomp"] = "the engine's profile and our deny list"
-    if seen.get("landlock"):
-        found["landlock"] = f"ABI {seen['landlock']}"
-    if seen.get("dumpable") is False and seen.get("pid") == 1:
-        found["guest"] = "process 1, not dumpable"
-    return found
-
-
-def _connect(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sock.connect(f"/proc/self/fd/{folder}/{path.name}")
-        finally:
-            os.close(folder)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    return found | observed_walls(seen, "the engine's profile and our deny list")
 
 
 def remove_container(host: str | None, name: str) -> None:

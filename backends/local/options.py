@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from workspace.backend import Capabilities, Enforcement
+from workspace.backend import Capabilities, Enforcement, observed_walls
 from workspace.errors import InvalidArgument, IsolationUnavailable, NotSupported
 from workspace.spec import Resources, WorkspaceSpec, explain
 
@@ -101,16 +101,7 @@ class Host:
         }
         if os.geteuid() == 0:
             found["host_uid"] = "unprivileged, of this workspace alone"
-        if seen.get("capabilities") == 0:
-            found["capabilities"] = "none"
-        if seen.get("no_new_privs") is True:
-            found["no_new_privs"] = "set"
-        if seen.get("seccomp") is True:
-            found["seccomp"] = "deny list, unknown calls refused"
-        if seen.get("landlock"):
-            found["landlock"] = f"ABI {seen['landlock']}"
-        if seen.get("dumpable") is False and seen.get("pid") == 1:
-            found["guest"] = "process 1, not dumpable"
+        found |= observed_walls(seen, "deny list, unknown calls refused")
         if spec.network.mode == "none":
             found["network"] = "own loopback only"
         return found

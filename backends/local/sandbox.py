@@ -19,6 +19,7 @@ from workspace import seccomp
 from workspace.backend import Sandbox, SandboxInfo
 from workspace.errors import BackendUnavailable, StartFailed, WorkspaceGone, printable
 from workspace.spec import WorkspaceSpec
+from workspace.transport import connect_in
 
 from . import bundle, cgroups, disk, interpreter, jail, uids
 from .nursery import FIRST_FD, Child, nursery
@@ -46,22 +47,6 @@ def bind_listener(folder: Path) -> socket.socket:
     finally:
         os.close(fd)
     return listener
-
-
-def connect_to(folder: Path) -> socket.socket:
-    """A connection to the guest that listens in `folder`; raises `OSError`."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            sock.connect(f"/proc/self/fd/{fd}/sock")
-        finally:
-            os.close(fd)
-        sock.setblocking(False)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 class LocalSandbox(Sandbox):
@@ -244,7 +229,7 @@ class LocalSandbox(Sandbox):
 
     async def dial(self) -> socket.socket:
         try:
-            return connect_to(self._entry.path)
+            return connect_in(self._entry.path)
         except OSError as error:
             reason, message = await self.why_gone()
             raise WorkspaceGone(message, reason) from error
@@ -376,7 +361,7 @@ def wait_for_owner(entry: Entry) -> int | None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            connect_to(entry.path).close()
+            connect_in(entry.path).close()
             return None
         except OSError:
             lock = entry.lock()
